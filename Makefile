@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# Everything is built and run from here; `make help` lists what there is. V=1 shows the commands.
+# A step that is up to date costs nothing: its output, or a stamp under build/, is newer than its input.
+
+PYTHON ?= /usr/bin/python3
+BUILD  := build
+VENV   := .venv
+PY     := $(VENV)/bin/python
+STAMP  := $(BUILD)/stamp
+LOG    := $(BUILD)/log
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+# $(call step,NAME,WHAT,COMMANDS): one line of progress; the output is kept in build/log/NAME.log and shown
+# when the step fails.
+ifdef V
+Q :=
+step = @printf '%-7s %s\n' '$(1)' '$(2)'; mkdir -p $(LOG); set -x; $(3)
+else
+Q := @
+step = @printf '%-7s %s\n' '$(1)' '$(2)'; mkdir -p $(LOG); \
+	( $(3) ) >$(LOG)/$(1).log 2>&1 || { rc=$$?; tail -n 40 $(LOG)/$(1).log; echo "$(1): failed, all of it in $(LOG)/$(1).log" >&2; exit $$rc; }
+endif
+
+.PHONY: help setup bpf shim image check test-fast test demo bench lab-clean clean
+
+help:
+	@echo 'make setup      Debian packages (as root, when one is missing) and the Python environment in $(VENV)'
+	@echo 'make bpf        the packet programs, into $(BUILD)/bpf'
+	@echo 'make shim       the userfaultfd shim, into $(BUILD)/shim'
+	@echo 'make image      the guest that the demo and the tests boot, into $(BUILD)/image'
+	@echo 'make demo       two hosts on this machine, a VM, and what its clients see when a host dies'
+	@echo 'make test       the checks and all tests      (as root; does all set-up itself)'
+	@echo 'make test-fast  the tests that boot no guest'
+	@echo 'make check      ruff, mypy --strict, import-linter'
+	@echo 'make bench      measures, into $(BUILD)/bench/report.json; ONLY=group for one group'
+	@echo 'make lab-clean  takes down every lab that is up'
+	@echo 'make clean      removes $(BUILD) (not $(VENV))'
+	@echo 'V=1 shows the commands.'
+
+# --- set-up -------------------------------------------------------------------------------------------------
+
+setup: $(VENV)/.ready $(VENV)/.installed
+
+# Nothing is asked of the network when every package is there.
+$(STAMP)/apt: apt-packages.txt
+	$(Q)mkdir -p $(@D)
+	$(Q)missing=; for p in $$(sed 's/#.*//' $<); do \
+	    [ "$$(dpkg-query -W -f='$${db:Status-Status}' $$p 2>/dev/null)" = installed ] || missing="$$missing $$p"; done; \
+	if [ -n "$$missing" ]; then \
+	    echo "apt     installing$$missing"; mkdir -p $(LOG); export DEBIAN_FRONTEND=noninteractive; \
+	    [ $$(id -u) = 0 ] || { echo "apt: run as root once, or: apt-get install$$missing" >&2; exit 1; }; \
+	    { apt-get -o DPkg::Lock::Timeout=300 update && \
+	      apt-get -o DPkg::Lock::Timeout=300 install -y --no-install-recommends $$missing; } >$(LOG)/apt.log 2>&1 \
+	      || { tail -n 20 $(LOG)/apt.log; echo "apt: failed, all of it in $(LOG)/apt.log" >&2; exit 1; }; \
+	fi; touch $@
+
+# Debian's own modules (nftables, libnbd) come from the system's packages.
+$(VENV)/.ready: requirements.txt | $(STAMP)/apt
+	$(call step,venv,Python packages into $(VENV),\
+	    { [ -x $(PY) ] || $(PYTHON) -m venv --system-site-packages $(VENV); } && \
+	    $(PY) -m pip install -r $< && touch $@)
+
+# The `holdfast` command, running from this tree.
+$(VENV)/.installed: pyproject.toml $(VENV)/.ready
+	$(call step,install,holdfast into $(VENV)/bin,\
+	    $(PY) -m pip install --no-build-isolation --no-deps -e . && touch $@)
+
+# --- what is built ------------------------------------------------------------------------------------------
+# Each part brings its own rules; they hang their outputs on the targets named here.
+
+bpf shim image: | $(STAMP)/apt
+
+-include ebpf/Makefile
+-include vmlink/Makefile
+-include images/Makefile
+
+# --- checks and tests ---------------------------------------------------------------------------------------
+
+CODE = $(foreach d,appliance ebpf vmlink rules,$(if $(shell find $(d) -name '*.py' 2>/dev/null),$(d)))
+
+check: setup
+	$(call step,ruff,code style and common mistakes,$(VENV)/bin/ruff check .)
+	$(call step,mypy,types: $(CODE),$(VENV)/bin/mypy --strict $(CODE))
+	$(call step,imports,who may import whom,$(VENV)/bin/lint-imports --no-cache)
+
+test-fast: setup bpf shim image
+	$(Q)$(PY) -m pytest -q -m 'not slow' $(ARGS)
+
+test: check bpf shim image
+	$(Q)$(PY) -m pytest -q $(ARGS)
+
+# --- running it ---------------------------------------------------------------------------------------------
+
+demo: setup bpf shim image
+	$(Q)$(PY) -m appliance.lab.demo --out $(BUILD)/demo
+
+bench: setup bpf shim image
+	$(Q)mkdir -p $(BUILD)/bench
+	$(Q)$(PY) -m tests.bench.run $(if $(ONLY),--only $(ONLY)) --out $(BUILD)/bench/report.json
+
+lab-clean: setup
+	$(Q)$(VENV)/bin/holdfast lab down --all
+
+clean:
+	$(Q)rm -rf $(BUILD)
