@@ -1,0 +1,337 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The configuration: what may stand in /etc/holdfast/*.toml, and how it is read and checked.
+
+The classes below are the reference: every attribute is a key of the table of that name. Nothing is guessed:
+an unknown key, a number without its unit, an address that cannot work or a missing file is a ConfigError
+that names file, line, key and remedy.
+"""
+
+import difflib
+import os
+import re
+import typing
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+
+from appliance import toml_tree
+from appliance.toml_tree import Key, Tree
+from appliance.units import format_size, parse_duration, parse_ip, parse_mac, parse_size
+
+DEFAULT_DIRECTORY = Path("/etc/holdfast")
+PAGE = 4096
+MIB = 1 << 20
+
+
+def _parse_path(text: object) -> Path:
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise ValueError(f"{text!r} is not a path", 'write it as text: "/var/lib/holdfast"')
+    return Path(text)
+
+
+def _parsed(by: Callable[[Any], Any]) -> msgspec.Meta:
+    return msgspec.Meta(extra={"parse": by})
+
+
+Seconds = Annotated[float, _parsed(parse_duration)]  # written "25ms"
+Bytes = Annotated[int, _parsed(parse_size)]  # written "128MiB"
+Mac = Annotated[str, _parsed(parse_mac)]
+Address = Annotated[str, _parsed(parse_ip)]
+FilePath = Annotated[Path, _parsed(_parse_path)]  # relative to the directory of the configuration
+
+
+class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A table of the configuration."""
+
+
+class Host(Section, frozen=True, kw_only=True):
+    """[host]: this host."""
+
+    name: str
+    state_dir: FilePath = Path("/var/lib/holdfast")  # what is remembered over a reboot: term and role
+    run_dir: FilePath = Path("/run/holdfast")  # control socket, consoles
+    ram_dir: FilePath = Path("/dev/shm")  # tmpfs or hugetlbfs; guest RAM lives here
+    log: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Peer(Section, frozen=True, kw_only=True):
+    """[peer]: the other host of the pair."""
+
+    name: str
+
+
+class Link(Section, frozen=True, kw_only=True):
+    """[[link]]: one dedicated connection to the peer; the first is preferred."""
+
+    name: str
+    interface: str
+    address: Address  # ours on this link
+    peer: Address  # the peer's
+    port: int = 7780
+
+
+class Timing(Section, frozen=True, kw_only=True):
+    """[timing]: heartbeats."""
+
+    hello: Seconds = 0.02  # one is sent this often on each link
+    timeout: Seconds = 0.3  # silence on every link for this long means that the peer is down
+    reconnect: Seconds = 0.1  # between attempts to reach the peer
+
+
+class Arbiter(Section, frozen=True, kw_only=True):
+    """[arbiter]: who decides when the hosts cannot see each other."""
+
+    kind: Literal["none"] = "none"
+    accept_split_brain_risk: bool = False  # without an arbiter: take over on mere silence of the peer
+
+
+class Epoch(Section, frozen=True, kw_only=True):
+    """[vm.NAME.epoch]: when a checkpoint is taken."""
+
+    mode: Literal["adaptive", "fixed"] = "adaptive"
+    length: Seconds = 0.025  # fixed: the whole epoch
+    min: Seconds = 0.005  # adaptive: output that waits ends the epoch, but not before this
+    max: Seconds = 0.05  # adaptive: ends at the latest after this
+    pause_share: float = 0.5  # adaptive: never more than this share of the time paused
+    in_flight: int = 3  # epochs sent and not yet acknowledged
+
+
+class Limits(Section, frozen=True, kw_only=True):
+    """[vm.NAME.limits]: bounds in bytes; at a bound the VM is slowed and the status says so."""
+
+    held: Bytes = 64 * MIB  # output at the gate
+    in_flight: Bytes = 128 * MIB  # epochs sent and not yet acknowledged
+    replay_log: Bytes = 4 * MIB  # received frames kept for replay
+
+
+class Vm(Section, frozen=True, kw_only=True):
+    """[vm.NAME]: a protected VM; both hosts hold the same text."""
+
+    home: str  # the host that starts it when neither remembers more
+    memory: Bytes
+    mac: Mac
+    bridge: str
+    kernel: FilePath
+    initrd: FilePath | None = None
+    append: str = ""
+    vcpus: int = 1
+    ip: tuple[Address, ...] = ()  # announced after a takeover
+    qemu: str = "qemu-system-x86_64"
+    accel: Literal["auto", "kvm", "tcg"] = "auto"
+    tracker: Literal["auto", "uffd-wp", "compare"] = "auto"
+    epoch: Epoch = Epoch()
+    limits: Limits = Limits()
+
+
+class Config(Section, frozen=True, kw_only=True):
+    """The whole configuration. `directory`: where it was read."""
+
+    host: Host
+    peer: Peer
+    link: tuple[Link, ...]
+    vm: dict[str, Vm]
+    timing: Timing = Timing()
+    arbiter: Arbiter = Arbiter()
+    directory: Path = DEFAULT_DIRECTORY
+
+    @property
+    def control_path(self) -> Path:
+        """The control socket of this host's service."""
+        return self.host.run_dir / "control.sock"
+
+
+S = TypeVar("S", bound=Section)
+SECTIONS = ("host", "peer", "link", "timing", "arbiter", "vm")
+
+
+def load(directory: Path) -> Config:
+    """Read and check all *.toml in `directory`. Raises ConfigError for the first fault found."""
+    tree = toml_tree.read(directory)
+    _reject_unknown(tree, (), tree.data, SECTIONS)
+    links = _expect(tree, ("link",), list, "write each link as a [[link]] table")
+    vms = _expect(tree, ("vm",), dict, "write each VM as a [vm.NAME] table")
+    config = Config(
+        host=_section(tree, ("host",), Host),
+        peer=_section(tree, ("peer",), Peer),
+        link=tuple(_section(tree, ("link", number), Link) for number in range(len(links))),
+        vm={name: _section(tree, ("vm", name), Vm) for name in vms},
+        timing=_section(tree, ("timing",), Timing, optional=True),
+        arbiter=_section(tree, ("arbiter",), Arbiter, optional=True),
+        directory=directory,
+    )
+    for key, reason, hint in _faults(config):
+        raise tree.error(key, reason, hint)
+    return config
+
+
+def _expect(tree: Tree, key: Key, kind: type, hint: str) -> Any:
+    value = tree.data.get(str(key[0]))
+    if value is None:
+        raise tree.error((), f"no [{key[0]}] in any file", hint)
+    if not isinstance(value, kind) or not value:
+        raise tree.error(key, "has the wrong form or is empty", hint)
+    return value
+
+
+def _section(tree: Tree, key: Key, kind: type[S], *, optional: bool = False) -> S:
+    raw: Any = tree.data
+    for part in key:
+        if isinstance(raw, dict) and part not in raw:
+            if optional:
+                return kind()
+            raise tree.error((), f"no [{part}] in any file", f"write a [{part}] table")
+        raw = raw[part]
+    try:
+        return msgspec.convert(_prepare(tree, key, raw, kind), kind)
+    except msgspec.ValidationError as exc:
+        reason, _, path = str(exc).partition(" - at `$")
+        names = tuple(re.findall(r"\w+", path))
+        missing = re.match(r"Object missing required field `(.*)`", reason)
+        if missing:
+            raise tree.error((*key, *names), f"the key {missing.group(1)} is missing", "add it") from None
+        raise tree.error((*key, *names), reason[:1].lower() + reason[1:], "correct the value") from None
+
+
+def _prepare(tree: Tree, at: Key, raw: object, kind: type[Section]) -> dict[str, Any]:
+    """The table `raw` with text turned into quantities; what is left to check is the types."""
+    if not isinstance(raw, dict):
+        raise tree.error(at, "must be a table", f"write it as [{toml_tree.show(at)}] with keys below")
+    fields = {item.name: item.type for item in msgspec.structs.fields(kind)}
+    _reject_unknown(tree, at, raw, fields)
+    return {name: _value(tree, (*at, name), value, fields[name]) for name, value in raw.items()}
+
+
+def _value(tree: Tree, key: Key, value: Any, kind: Any) -> Any:
+    if isinstance(kind, type) and issubclass(kind, Section):
+        return _prepare(tree, key, value, kind)
+    if typing.get_origin(kind) is Literal and value not in typing.get_args(kind):
+        raise tree.error(key, f"{value!r} is unknown", f"choose from {', '.join(typing.get_args(kind))}")
+    parser = _parser(kind)
+    if parser is None:
+        return value
+    if typing.get_origin(kind) is tuple:
+        if not isinstance(value, list):
+            raise tree.error(key, f"{value!r} is not a list", "write it in brackets")
+        return [_parse(tree, key, parser, item) for item in value]
+    parsed = _parse(tree, key, parser, value)
+    return tree.directory.absolute() / parsed if isinstance(parsed, Path) else parsed
+
+
+def _parser(kind: Any) -> Callable[[Any], Any] | None:
+    for part in (kind, *typing.get_args(kind)):
+        for mark in getattr(part, "__metadata__", ()):
+            if isinstance(mark, msgspec.Meta) and mark.extra:
+                found: Callable[[Any], Any] = mark.extra["parse"]
+                return found
+    return None
+
+
+def _parse(tree: Tree, key: Key, parser: Callable[[Any], Any], value: object) -> Any:
+    try:
+        return parser(value)
+    except ValueError as exc:
+        raise tree.error(key, *(str(arg) for arg in exc.args)) from None
+
+
+def _reject_unknown(tree: Tree, at: Key, raw: dict[str, Any], known: typing.Iterable[str]) -> None:
+    for name in raw:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+            raise tree.error((*at, name), "unknown key", hint)
+
+
+Fault = tuple[Key, str, str]  # where, cause, remedy
+_HOST_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_INTERFACE = re.compile(r"[^\s/:]{1,15}")
+
+
+def _faults(config: Config) -> Iterator[Fault]:
+    """Everything about `config` that cannot work, though each value alone is well formed."""
+    for section, name in (("host", config.host.name), ("peer", config.peer.name)):
+        if not _HOST_NAME.fullmatch(name):
+            yield (section, "name"), f"{name!r} is not a host name", "use small letters, digits and dashes"
+    if config.host.name == config.peer.name:
+        yield ("peer", "name"), f"{config.peer.name!r} is this host itself", "name the other host of the pair"
+    yield from _link_faults(config)
+    timing = config.timing
+    if not 0.001 <= timing.hello <= 10:
+        yield ("timing", "hello"), "must be from 1ms to 10s", "20ms is usual"
+    if timing.timeout < 2 * timing.hello:
+        yield ("timing", "timeout"), "is less than twice hello", "or one late heartbeat is taken for a death"
+    if not 0.001 <= timing.reconnect <= 60:
+        yield ("timing", "reconnect"), "must be from 1ms to 1min", "100ms is usual"
+    for name, vm in config.vm.items():
+        for key, reason, hint in _vm_faults(config, name, vm):
+            yield ("vm", name, *key), reason, hint
+
+
+def _link_faults(config: Config) -> Iterator[Fault]:
+    seen: dict[str, set[object]] = {"name": set(), "interface": set(), "address": set()}
+    for number, link in enumerate(config.link):
+        at = ("link", number)
+        for field, taken in seen.items():
+            value = getattr(link, field)
+            if value in taken:
+                yield (*at, field), f"{value!r} is another link's too", "each link needs its own"
+            taken.add(value)
+        if not _INTERFACE.fullmatch(link.interface):
+            yield (*at, "interface"), f"{link.interface!r} is no device name", "at most 15 characters"
+        if link.address == link.peer:
+            yield (*at, "peer"), "is our own address", "give the other host's address on this link"
+        if (":" in link.address) != (":" in link.peer):
+            yield (*at, "peer"), "is of another IP version than address", "use the same version on both ends"
+        if not 1 <= link.port <= 65535:
+            yield (*at, "port"), f"{link.port} is no port", "choose from 1 to 65535; 7780 is usual"
+
+
+def _vm_faults(config: Config, name: str, vm: Vm) -> Iterator[Fault]:
+    if not _HOST_NAME.fullmatch(name):
+        yield (), f"{name!r} is no VM name", "use small letters, digits and dashes"
+    if vm.home not in (config.host.name, config.peer.name):
+        names = f"{config.host.name} or {config.peer.name}"
+        yield ("home",), f"{vm.home!r} is neither this host nor the peer", f"write {names}"
+    if vm.memory < 16 * MIB or vm.memory % MIB:
+        remedy = "at least 16MiB, in whole MiB"
+        yield ("memory",), f"{format_size(vm.memory)} is no memory size for a VM", remedy
+    if not 1 <= vm.vcpus <= 255:
+        yield ("vcpus",), f"{vm.vcpus} is out of range", "choose from 1 to 255"
+    if not _INTERFACE.fullmatch(vm.bridge):
+        yield ("bridge",), f"{vm.bridge!r} is no device name", "at most 15 characters"
+    for other, that in config.vm.items():
+        if other != name and that.mac == vm.mac:
+            yield ("mac",), f"{vm.mac} is the MAC of VM {other} too", "each VM needs its own"
+        for ip in vm.ip if other != name else ():
+            if ip in that.ip:
+                yield ("ip",), f"{ip} is an address of VM {other} too", "each VM needs its own"
+    if len(set(vm.ip)) != len(vm.ip) or len(vm.ip) > 64:
+        yield ("ip",), "has an address twice or more than 64", "keep each once"
+    yield from _file_faults(vm)
+    yield from _epoch_faults(vm.epoch)
+    for field in ("held", "in_flight", "replay_log"):
+        if getattr(vm.limits, field) < 256 * 1024:
+            yield ("limits", field), "is less than 256KiB", "a few whole frames must fit"
+
+
+def _file_faults(vm: Vm) -> Iterator[Fault]:
+    for field, file in (("kernel", vm.kernel), ("initrd", vm.initrd)):
+        if file is not None and not file.is_file():
+            yield (field,), f"there is no file {file}", "build the image or correct the path"
+        elif file is not None and not os.access(file, os.R_OK):
+            yield (field,), f"{file} is not readable", "give the service the right to read it"
+    if "/" in vm.qemu and not (Path(vm.qemu).is_file() and os.access(vm.qemu, os.X_OK)):
+        yield ("qemu",), f"there is no program {vm.qemu}", "give the path of a qemu-system binary"
+
+
+def _epoch_faults(epoch: Epoch) -> Iterator[Fault]:
+    for field in ("length", "min", "max"):
+        if not 0.001 <= getattr(epoch, field) <= 10:
+            yield ("epoch", field), "must be from 1ms to 10s", "5ms to 50ms are usual"
+    if epoch.min > epoch.max:
+        yield ("epoch", "min"), "is greater than max", "swap them"
+    if not 0.01 <= epoch.pause_share <= 1:
+        yield ("epoch", "pause_share"), f"{epoch.pause_share} is no share", "choose from 0.01 to 1"
+    if not 1 <= epoch.in_flight <= 64:
+        yield ("epoch", "in_flight"), f"{epoch.in_flight} is out of range", "choose from 1 to 64"
