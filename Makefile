@@ -14,6 +14,7 @@ SHELL       := /bin/bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
+comma := ,
 
 # $(call step,NAME,WHAT,COMMANDS): one line of progress; the output is kept in build/log/NAME.log and shown
 # when the step fails.
