@@ -86,3 +86,9 @@ class TimedOut(HoldfastError):
 
     code = "timeout"
     exit_code = Exit.TIMEOUT
+
+
+def from_code(code: str, message: str, hint: str) -> HoldfastError:
+    """The error of class `code` as a service reported it; an unknown code gives the root class."""
+    kinds: dict[str, type[HoldfastError]] = {kind.code: kind for kind in HoldfastError.__subclasses__()}
+    return kinds.get(code, HoldfastError)(message, hint)
