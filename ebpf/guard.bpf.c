@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * The last hop before the production network: `guard` judges each frame by the stamp it carries, and takes
+ * the stamp off. It trusts nobody: not the mover, not the order of the frames, not their source.
+ */
+#include <linux/bpf.h>
+#include <linux/pkt_cls.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+#include "common.h"
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, struct hf_guard);
+} guard_state SEC(".maps");
+
+/* TC ingress of the out tap, before the bridge. */
+SEC("tc")
+int guard(struct __sk_buff *skb)
+{
+	__u32 zero = 0;
+	__u64 len = skb->len;
+	struct hf_guard *g = bpf_map_lookup_elem(&guard_state, &zero);
+
+	if (!g)
+		return TC_ACT_SHOT;
+	if (!g->term) {
+		__sync_fetch_and_add(&g->closed_frames, 1);
+		return TC_ACT_SHOT;
+	}
+	if (!skb->vlan_present || skb->vlan_proto != bpf_htons(HF_STAMP_PROTO)) {
+		__sync_fetch_and_add(&g->unstamped_frames, 1);
+		return TC_ACT_SHOT;
+	}
+	/* Serial number arithmetic: the gate keeps fewer frames in flight than half of the numbers. */
+	if ((__s16)((__u16)g->committed - (__u16)skb->vlan_tci) < 0) {
+		__sync_fetch_and_add(&g->early_frames, 1);
+		return TC_ACT_SHOT;
+	}
+	if (bpf_skb_vlan_pop(skb)) {
+		__sync_fetch_and_add(&g->unstamped_frames, 1);
+		return TC_ACT_SHOT;
+	}
+	__sync_fetch_and_add(&g->passed_frames, 1);
+	__sync_fetch_and_add(&g->passed_bytes, len);
+	return TC_ACT_OK;
+}
+
+char _license[] SEC("license") = "GPL";

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Loads packet programs through libbpf and attaches them to TC hooks.
+
+Nothing is pinned: a program lives as long as the filter that uses it, a filter as long as its device, and the
+memory of a map as long as anybody maps it.
+"""
+
+import ctypes
+import errno
+import functools
+import mmap
+import os
+from ctypes import POINTER, c_char_p, c_int, c_size_t, c_uint32, c_void_p
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+from ebpf.errors import BpfError
+
+Hook = Literal["ingress", "egress"]
+_HOOK: dict[Hook, int] = {"ingress": 1, "egress": 2}
+_LOG_BYTES = 64 << 10  # the end of a verifier log is what explains it
+
+S = TypeVar("S", bound=ctypes.Structure)
+
+
+class _TcHook(ctypes.Structure):
+    _fields_ = [("sz", c_size_t), ("ifindex", c_int), ("attach_point", c_int), ("parent", c_uint32)]
+
+
+class _TcOpts(ctypes.Structure):
+    _fields_ = [
+        ("sz", c_size_t),
+        ("prog_fd", c_int),
+        ("flags", c_uint32),
+        ("prog_id", c_uint32),
+        ("handle", c_uint32),
+        ("priority", c_uint32),
+    ]
+
+
+_PRINT = ctypes.CFUNCTYPE(c_int, c_int, c_char_p, c_void_p)
+
+
+class _Log:
+    """The last words of libbpf: it prints, we keep, an error quotes."""
+
+    def __init__(self, libc: Any) -> None:
+        self._vsnprintf = libc.vsnprintf
+        self._vsnprintf.argtypes = [c_char_p, c_size_t, c_char_p, c_void_p]
+        self._text = ""
+        self.callback = _PRINT(self._print)  # referenced for as long as libbpf may call it
+
+    def _print(self, level: int, template: bytes, arguments: int) -> int:
+        if level < 2:  # warnings and information; debug output is long
+            line = ctypes.create_string_buffer(_LOG_BYTES)
+            self._vsnprintf(line, _LOG_BYTES, template, arguments)
+            self._text = (self._text + line.value.decode(errors="replace"))[-_LOG_BYTES:]
+        return 0
+
+    def take(self) -> str:
+        text, self._text = self._text, ""
+        return text.strip()
+
+
+@functools.cache
+def _library() -> tuple[Any, _Log]:
+    try:
+        lib = ctypes.CDLL("libbpf.so.1", use_errno=True)
+    except OSError as error:
+        raise BpfError(f"libbpf cannot be loaded: {error}", "apt install libbpf1") from None
+    for name, result, arguments in (
+        ("bpf_object__open_file", c_void_p, [c_char_p, c_void_p]),
+        ("bpf_object__load", c_int, [c_void_p]),
+        ("bpf_object__close", None, [c_void_p]),
+        ("bpf_object__find_program_by_name", c_void_p, [c_void_p, c_char_p]),
+        ("bpf_program__fd", c_int, [c_void_p]),
+        ("bpf_object__find_map_by_name", c_void_p, [c_void_p, c_char_p]),
+        ("bpf_map__fd", c_int, [c_void_p]),
+        ("bpf_map__value_size", c_uint32, [c_void_p]),
+        ("bpf_tc_hook_create", c_int, [POINTER(_TcHook)]),
+        ("bpf_tc_attach", c_int, [POINTER(_TcHook), POINTER(_TcOpts)]),
+        ("bpf_tc_detach", c_int, [POINTER(_TcHook), POINTER(_TcOpts)]),
+        ("libbpf_set_print", c_void_p, [_PRINT]),
+    ):
+        function = getattr(lib, name)
+        function.restype, function.argtypes = result, arguments
+    log = _Log(ctypes.CDLL(None))
+    lib.libbpf_set_print(log.callback)
+    return lib, log
+
+
+def _fail(what: str, code: int) -> BpfError:
+    """The error for libbpf's negative `code`, with what libbpf had to say about it."""
+    log = _library()[1].take()
+    text = f"{what}: {os.strerror(-code)}"
+    if code in (-errno.EPERM, -errno.EACCES) and "verifier" not in log.lower() and "processed" not in log:
+        return BpfError(text, "needs CAP_BPF and CAP_NET_ADMIN: run as root")
+    if log:
+        text += "\n" + log
+    return BpfError(text, "needs Linux 5.12 or newer with BPF_SYSCALL, NET_CLS_BPF and NET_SCH_INGRESS")
+
+
+class Object:
+    """One compiled object, loaded: its programs and maps by name."""
+
+    def __init__(self, handle: int, path: Path) -> None:
+        self._handle: int | None = handle
+        self._path = path
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Load every program of `path` into the kernel; blocking, some milliseconds. Raises `BpfError`."""
+        lib, log = _library()
+        log.take()
+        ctypes.set_errno(0)
+        handle = lib.bpf_object__open_file(os.fsencode(path), None)
+        if not handle:
+            raise _fail(f"{path} cannot be opened", -(ctypes.get_errno() or errno.ENOENT))
+        loaded = cls(handle, path)
+        code = lib.bpf_object__load(handle)
+        if code < 0:
+            error = _fail(f"{path.name} cannot be loaded into the kernel", code)
+            loaded.close()
+            raise error
+        return loaded
+
+    def program(self, name: str) -> int:
+        """The descriptor of a program; it belongs to this object."""
+        program = _library()[0].bpf_object__find_program_by_name(self._open(), name.encode())
+        if not program:
+            raise BpfError(f"{self._path.name} has no program {name!r}", "run `make bpf` again")
+        return int(_library()[0].bpf_program__fd(program))
+
+    def state(self, name: str, layout: type[S]) -> S:
+        """The one value of the mapped array `name`, as live memory; outlives this object."""
+        lib = _library()[0]
+        found = lib.bpf_object__find_map_by_name(self._open(), name.encode())
+        if not found:
+            raise BpfError(f"{self._path.name} has no map {name!r}", "run `make bpf` again")
+        size = ctypes.sizeof(layout)
+        if lib.bpf_map__value_size(found) != size:
+            raise BpfError(
+                f"{self._path.name} is not of this version: {name} differs", "run `make bpf` again"
+            )
+        try:
+            memory = mmap.mmap(lib.bpf_map__fd(found), size)
+        except OSError as error:
+            raise _fail(f"the map {name} cannot be mapped", -(error.errno or errno.EINVAL)) from None
+        return layout.from_buffer(memory)
+
+    def close(self) -> None:
+        """Let go of programs and maps; filters that are attached go on. Idempotent."""
+        if self._handle is not None:
+            _library()[0].bpf_object__close(self._handle)
+            self._handle = None
+
+    def _open(self) -> int:
+        if self._handle is None:
+            raise BpfError(f"{self._path.name} is closed")
+        return self._handle
+
+
+def attach(ifindex: int, hook: Hook, program: int) -> None:
+    """Make `program` (a descriptor) the filter of a TC hook, in the place of one attached before.
+
+    Raises `BpfError` when the device is gone, or privilege or kernel support is missing.
+    """
+    lib, log = _library()
+    log.take()
+    place = _TcHook(ctypes.sizeof(_TcHook), ifindex, _HOOK[hook], 0)
+    code = lib.bpf_tc_hook_create(place)
+    if code < 0 and code != -errno.EEXIST:
+        raise _fail(f"no TC hook on interface {ifindex}", code)
+    replace = 1
+    options = _TcOpts(ctypes.sizeof(_TcOpts), program, replace, 0, 1, 1)
+    code = lib.bpf_tc_attach(place, options)
+    if code < 0:
+        raise _fail(f"the program cannot be attached to the {hook} of interface {ifindex}", code)
+    log.take()
