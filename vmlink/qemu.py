@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The QEMU process of one VM: started, watched, ended. It cannot outlive the service.
+
+QEMU gets everything by inheritance: guest memory, tap, QMP and console as open descriptors. So there is no
+path, no lock and no file to be left behind, and nobody else can get in between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+import struct
+from collections.abc import Awaitable
+from pathlib import Path
+from typing import TypeVar
+
+from vmlink import accel, spec
+from vmlink.console import Console
+from vmlink.errors import VmError
+from vmlink.monitor import Monitor
+from vmlink.process import Child
+from vmlink.ram import GuestRam
+from vmlink.spec import VmSpec as VmSpec
+
+_T = TypeVar("_T")
+
+_SHIM_ANSWER = struct.Struct("=4si")
+_SHIM_MAGIC = b"HFUF"
+
+
+def shim_path() -> Path | None:
+    """Where the userfaultfd shim is: $HOLDFAST_SHIM, build/shim beside the package, or the installed one."""
+    configured = os.environ.get("HOLDFAST_SHIM")
+    candidates = [Path(configured)] if configured else [
+        Path(__file__).resolve().parent.parent / "build/shim/holdfast-uffd.so",
+        Path("/usr/lib/holdfast/holdfast-uffd.so"),
+    ]
+    return next((path for path in candidates if path.is_file()), None)
+
+
+class Qemu:
+    """A QEMU that runs one VM, or waits to take it over. Use `start`.
+
+    `userfaultfd` is a descriptor made inside QEMU, or None and `no_userfaultfd` says why.
+    """
+
+    def __init__(self, vm: VmSpec, child: Child, monitor: Monitor, console: Console, state_fd: int,
+                 command: list[str], chosen: accel.Accel, faults: tuple[int | None, str]) -> None:
+        self.spec = vm
+        self.pid = child.pid
+        self.monitor = monitor
+        self.accel = chosen
+        self.userfaultfd, self.no_userfaultfd = faults
+        self.console_log = console.path
+        self._child = child
+        self._console = console
+        self._state_fd = state_fd
+        self._command = command
+
+    @classmethod
+    async def start(cls, vm: VmSpec, ram: GuestRam, *, tap_fd: int, incoming: bool, run_dir: Path,
+                    timeout: float = 10.0) -> Qemu:
+        """Start QEMU with `ram` as its memory and `tap_fd` as its network (the caller closes both copies).
+
+        With `incoming` it waits for a device state; write the replica to `ram` only after this has returned,
+        since QEMU puts firmware and kernel there first. Otherwise the VM runs when this returns.
+        Main thread only. Takes 0.1 to 0.3 s; raises VmError with QEMU's own last words.
+        """
+        vm.check()
+        if ram.size != vm.memory_bytes:
+            raise VmError(f"VM {vm.name}: {ram.size} bytes of guest memory for {vm.memory_bytes}")
+        program = vm.binary()
+        chosen = await accel.choose(vm.accel, program)
+        async with contextlib.AsyncExitStack() as undo:
+            console, console_end = Console.open(run_dir / f"{vm.name}.console.log")
+            undo.callback(console.close)
+            qmp, qmp_end = _socketpair(undo)
+            shim, shim_end = _socketpair(undo)
+            state_fd = os.memfd_create("holdfast-device-state", os.MFD_CLOEXEC)
+            undo.callback(os.close, state_fd)
+            with console_end, qmp_end, shim_end:
+                fds = spec.Inherited(ram.fd, tap_fd, qmp_end.fileno(), console_end.fileno())
+                command = [program, *spec.arguments(vm, chosen.name, fds, incoming=incoming)]
+                child = Child.spawn(command, pass_fds=(*vars(fds).values(), state_fd, shim_end.fileno()),
+                                    environment=_shim_environment(shim_end.fileno()))
+            undo.push_async_callback(child.kill)
+            name = f"VM {vm.name}"
+            monitor = await _unless_dead(child, name, Monitor.connect(
+                qmp, name=vm.name, state_fd=state_fd, describe=lambda: _describe(child), timeout=timeout))
+            undo.push_async_callback(monitor.close)
+            faults = _take_userfaultfd(shim)
+            if faults[0] is not None:
+                undo.callback(os.close, faults[0])
+            if not incoming:
+                await _unless_dead(child, name, monitor.cont())
+            undo.pop_all()
+        shim.close()
+        return cls(vm, child, monitor, console, state_fd, command, chosen, faults)
+
+    @property
+    def version(self) -> str:
+        """QEMU's version with the packager's, as in "7.2.22 Debian ..."."""
+        return self.monitor.version
+
+    def command_line(self) -> list[str]:
+        """The command QEMU was started with."""
+        return list(self._command)
+
+    def fingerprint(self) -> str:
+        """What must be equal on both hosts, as one hash (blocks for 0.1 s; see `vmlink.spec.fingerprint`)."""
+        return spec.fingerprint(self.spec, self.accel.name, self.version)
+
+    async def died(self) -> str:
+        """Wait until QEMU is gone; returns the cause: "killed by signal 9", "exited with 1: <last words>"."""
+        return await self._child.died()
+
+    async def kill(self) -> None:
+        """End QEMU at once, reap it, close everything that belongs to it. Idempotent."""
+        await self._child.kill()
+        await self.monitor.close()
+        self._console.close()
+        if self._state_fd >= 0:
+            os.close(self._state_fd)
+            self._state_fd = -1
+        if self.userfaultfd is not None:
+            os.close(self.userfaultfd)
+            self.userfaultfd = None
+
+
+def _socketpair(undo: contextlib.AsyncExitStack) -> tuple[socket.socket, socket.socket]:
+    """A pair of which the first is ours: closed when the start fails."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    undo.callback(ours.close)
+    return ours, theirs
+
+
+def _shim_environment(fd: int) -> dict[str, str]:
+    path = shim_path()
+    if path is None:
+        return {}
+    others = os.environ.get("LD_PRELOAD")
+    return {"LD_PRELOAD": f"{path}:{others}" if others else str(path),
+            "HOLDFAST_SHIM_FD": str(fd), "HOLDFAST_SHIM_PARENT": str(os.getpid())}
+
+
+def _take_userfaultfd(sock: socket.socket) -> tuple[int | None, str]:
+    """The descriptor that the shim sent, or why there is none. QEMU has answered QMP: it has been sent."""
+    if shim_path() is None:
+        return None, "the userfaultfd shim is not built"
+    try:
+        data, fds, _, _ = socket.recv_fds(sock, _SHIM_ANSWER.size, 1)
+    except OSError:
+        data, fds = b"", []
+    if len(data) == _SHIM_ANSWER.size:
+        magic, error = _SHIM_ANSWER.unpack(data)
+        if magic == _SHIM_MAGIC and fds:
+            os.set_inheritable(fds[0], False)
+            return fds[0], ""
+        if error == errno.EINVAL:
+            return None, "the kernel has no asynchronous write-protection (Linux 6.7 has)"
+        return None, f"QEMU could not make a userfaultfd: {os.strerror(error)}"
+    return None, "the userfaultfd shim was not loaded into QEMU"
+
+
+def _describe(child: Child) -> str:
+    return f"QEMU {child.ended}" if child.ended else ""
+
+
+async def _unless_dead(child: Child, name: str, work: Awaitable[_T]) -> _T:
+    """The result of `work`; VmError with QEMU's last words when it dies first."""
+    task = asyncio.ensure_future(work)
+    death = asyncio.ensure_future(child.died())
+    try:
+        await asyncio.wait((task, death), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done() or task.exception() is not None:
+            # A closed connection is seen a moment before the death that closed it.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(death), 1.0)
+        if death.done():
+            raise VmError(f"{name}: QEMU {death.result()}",
+                          "its words above name the cause; check qemu=, the memory and the extra arguments")
+        return await task
+    finally:
+        task.cancel()
+        death.cancel()
+        with contextlib.suppress(asyncio.CancelledError, VmError):
+            await task
