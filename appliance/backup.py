@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The other host runs the VM: this one receives whole epochs and what the VM received since, and can go on.
+
+One epoch arrives in `message`: pieces wait aside, COMMIT makes it whole, it is acknowledged, then applied.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+
+import msgspec
+
+from appliance import config as cfg
+from appliance import core
+from appliance.journal import Journal
+from appliance.peer import Peer
+from appliance.primary import SyncOffer
+from vmlink import inject
+from vmlink.qemu import Qemu
+from vmlink.ram import GuestRam
+from vmlink.replica import Replica
+from vmlink.wire import Commit, Message, Type, WireError, decode_frames, decode_pieces
+
+log = logging.getLogger("holdfast.backup")
+
+
+class ReplayLog:
+    """Frames that the VM received since the last committed epoch, numbered; at most `limit` bytes.
+
+    At the limit the oldest are dropped and counted: what is missing costs a client a retransmission, no more.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._frames: deque[tuple[int, bytes]] = deque()
+        self.bytes = 0
+        self.dropped = 0
+
+    def add(self, frames: list[tuple[int, bytes]]) -> None:
+        for frame in frames:
+            self._frames.append(frame)
+            self.bytes += len(frame[1])
+        while self.bytes > self._limit:
+            self.bytes -= len(self._frames.popleft()[1])
+            self.dropped += 1
+
+    def trim(self, consumed: int) -> None:
+        """Frames up to number `consumed` are part of a committed epoch."""
+        while self._frames and self._frames[0][0] <= consumed:
+            self.bytes -= len(self._frames.popleft()[1])
+
+    def clear(self) -> None:
+        self._frames.clear()
+        self.bytes = 0
+
+    def take(self) -> list[bytes]:
+        """All frames, oldest first; the log is empty afterwards."""
+        frames = [frame for _, frame in self._frames]
+        self.clear()
+        return frames
+
+
+class Backup:
+    """See the module. `post` takes what the decision core must hear."""
+
+    def __init__(self, name: str, vm: cfg.Vm, vm_id: int, qemu: Qemu, ram: GuestRam, peer: Peer,
+                 journal: Journal, post: Callable[[core.Event], None]) -> None:
+        self._name, self._id, self._qemu, self._ram = name, vm_id, qemu, ram
+        self._peer, self._journal, self._post = peer, journal, post
+        self.replica = Replica(ram.pages, vm.limits.in_flight + (ram.size // 4))
+        self.replay = ReplayLog(vm.limits.replay_log)
+
+    async def message(self, message: Message) -> None:
+        """One message of the primary's stream. Raises WireError when it makes no sense."""
+        payload = decode_pieces(message)
+        if message.type is Type.SYNC:
+            self._begin(message.term, payload)
+        elif message.term != self.replica.term:
+            return  # of a reign or a copy that is over
+        elif message.type is Type.PAGES:
+            self.replica.add_pages(message.epoch, payload)
+        elif message.type is Type.ZEROS:
+            self.replica.add_zeros(message.epoch, payload)
+        elif message.type is Type.DEVICE:
+            self.replica.add_device(message.epoch, payload)
+        elif message.type is Type.INBOUND:
+            self.replay.add(decode_frames(payload))
+        elif message.type is Type.COMMIT:
+            await self._commit(message.epoch, Commit.decode(payload))
+        else:
+            raise WireError(f"a backup takes no {message.type.name}")
+
+    def _begin(self, term: int, payload: bytes | bytearray | memoryview) -> None:
+        try:
+            offer = msgspec.json.decode(payload, type=SyncOffer)
+        except msgspec.DecodeError as error:
+            raise WireError(f"an offer that cannot be read: {error}") from None
+        if offer != SyncOffer(self._ram.size, self._qemu.version):
+            raise WireError(f"the VM differs: {offer.memory_bytes} bytes of RAM and QEMU {offer.qemu} there, "
+                            f"{self._ram.size} and {self._qemu.version} here; both hosts need the same")
+        self._post(core.ReplicaReady())  # before the old replica goes: nobody may take over from half of one
+        self.replica.begin(term)
+        self.replay.clear()
+        self._journal.event("sync-begin", term=term)
+
+    async def _commit(self, epoch: int, commit: Commit) -> None:
+        self.replica.commit(epoch, commit)
+        inject.point("replica.received")
+        if epoch == 1:
+            self._journal.event("sync-done", term=self.replica.term)
+            self._post(core.ReplicaWhole())
+        self._peer.send(Message(Type.ACK, self._id, self.replica.term, epoch))
+        inject.point("replica.acked")
+        self.replay.trim(commit.consumed)
+        await self.replica.apply()
+        inject.point("replica.applied")
+
+    async def take_over(self) -> None:
+        """Finish the last whole epoch, load it and run. Raises VmError when QEMU does not come up."""
+        self.replica.abandon()
+        await self.replica.apply()
+        await self._qemu.monitor.load_devices(self.replica.device_state())
+        inject.point("takeover.loaded")

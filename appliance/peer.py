@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The peer, over all links: one session, one ordered stream each way, and whether the peer lives.
+
+A session lasts as long as at least one link is up. Within it no message of the stream is lost or doubled,
+whichever link dies; when the last link goes the peer is down and the session is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import socket
+import struct
+import time
+from typing import Any, Protocol
+
+from appliance import config as cfg
+from appliance.carrier import CarrierWatch
+from appliance.link import Hello, Link
+from appliance.stream import Receiver, Sender
+from vmlink.wire import Buffer, Header, Message, Type, WireError
+
+log = logging.getLogger("holdfast.peer")
+
+_BEAT = struct.Struct("!QQQQ")  # received, own clock in ns, the peer's clock echoed, ns since it arrived
+LOOSE_QUEUE = 64
+"""Messages that may wait on a link before one that may be lost is not even queued."""
+
+
+class Handler(Protocol):
+    """Who hears of the peer."""
+
+    def peer_up(self) -> None: ...
+    def peer_down(self, reason: str) -> None: ...
+
+    async def message(self, message: Message) -> None:
+        """A message, in order. Raises WireError when it makes no sense: the session ends."""
+
+
+class Peer:
+    """See the module. `window` bounds in bytes what is sent and not yet acknowledged."""
+
+    def __init__(self, config: cfg.Config, handler: Handler, window: int) -> None:
+        self._config, self._handler, self._window = config, handler, window
+        self.name = config.peer.name
+        self._dials = config.host.name < config.peer.name
+        self.links = [Link(link, config.timing, self, dials=self._dials) for link in config.link]
+        self._session = 0
+        self._fresh = True
+        self._sender, self._receiver = Sender(window), Receiver()
+        self._freed = asyncio.Event()
+        self._delivering = asyncio.Lock()
+        self._active: Link | None = None
+        self._clocks: dict[str, tuple[int, int]] = {}
+        self._watch: CarrierWatch | None = None
+        self._ticker: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin. Raises Unavailable when a link's address cannot be used."""
+        self._watch = CarrierWatch(self._carrier_changed)
+        for link in self.links:
+            link.start()
+        self._ticker = asyncio.create_task(self._tick())
+
+    async def close(self) -> None:
+        if self._ticker is not None:
+            self._ticker.cancel()
+        for link in self.links:
+            await link.close()
+        if self._watch is not None:
+            self._watch.close()
+
+    @property
+    def up(self) -> bool:
+        return self._active is not None
+
+    # --- sending ---
+
+    def send(self, message: Message) -> None:
+        """Send within the stream: arrives once and in order, or the peer goes down. Nothing when it is."""
+        if self._active is not None:
+            self._active.send(*self._sender.add(message))
+
+    def send_loose(self, message: Message) -> bool:
+        """Send outside the stream, preferably on a link with nothing else to do. May be lost."""
+        up = [link for link in self.links if link.up]
+        if not up:
+            return False
+        spare = next((link for link in up if link is not self._active), up[0])
+        return spare.send_loose(message, LOOSE_QUEUE)
+
+    async def room(self) -> bool:
+        """Wait until the stream takes more. False when the peer is down."""
+        session = self._session
+        while self.up and self._session == session and not self._sender.room:
+            self._freed.clear()
+            await self._freed.wait()
+        return self.up and self._session == session
+
+    async def flush(self, timeout: float) -> None:
+        """Wait until the peer has received all that was sent, at most `timeout` seconds."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                while self.up and self._sender.kept_bytes:
+                    self._freed.clear()
+                    await self._freed.wait()
+
+    # --- what the links report ---
+
+    def hello(self, link: Link) -> Hello:
+        if self._dials and not self._session:
+            self._session, self._fresh = secrets.randbits(63) | 1, True
+        return Hello(self._config.host.name, self._session, self._fresh, self._receiver.received)
+
+    def judge(self, link: Link, theirs: Hello) -> str:
+        if self._dials:  # the accepting side refused: its session is over, so ours is
+            if not self.up:
+                self._session = 0
+            return ""
+        if theirs.host != self._config.peer.name:
+            return f"this host's peer is {self._config.peer.name}, not {theirs.host}"
+        if theirs.session != self._session:
+            if not theirs.fresh:
+                return "unknown session"
+            self._drop_all("the peer began a new session")
+            self._session = theirs.session
+        return ""
+
+    def joined(self, link: Link, theirs: Hello) -> None:
+        if theirs.host != self._config.peer.name:
+            link.drop(f"this host's peer is {self._config.peer.name}, not {theirs.host}")
+        elif theirs.session != self._session:  # it ended while the hello was under way
+            link.drop("the session is over")
+        else:
+            log.info("link %s is up", link.name)
+            if self._active is None:
+                self._active, self._fresh = link, False
+                self._handler.peer_up()
+
+    def left(self, link: Link, reason: str) -> None:
+        log.warning("link %s is down: %s", link.name, reason)
+        self._clocks.pop(link.name, None)
+        link.rtt = None
+        if link is not self._active:
+            return
+        other = next((other for other in self.links if other.up), None)
+        if other is not None:
+            self._move(other)
+            return
+        self._active, self._session = None, 0
+        self._sender, self._receiver = Sender(self._window), Receiver()
+        self._freed.set()
+        reasons = ", ".join(f"{each.name}: {each.reason}" for each in self.links)
+        self._handler.peer_down(f"no link left ({reasons})")
+
+    def _move(self, link: Link) -> None:
+        """The stream goes on over `link`; what the peer may have missed is sent again."""
+        self._active = link
+        for header, message in self._sender.unreceived():
+            link.send(header, message)
+
+    async def arrived(self, link: Link, header: Header, payload: Buffer) -> None:
+        if header.type is Type.BEAT:
+            self._beat_arrived(link, payload)
+            return
+        message = Message(header.type, header.vm, header.term, header.epoch, (payload,))
+        session = self._session
+        async with self._delivering:
+            if not session or session != self._session:
+                return
+            if header.seq and not self._receiver.take(header.seq):
+                return
+            try:
+                await self._handler.message(message)
+            except WireError as error:
+                self._drop_all(str(error))
+                raise
+
+    def _drop_all(self, reason: str) -> None:
+        for link in self.links:
+            link.drop(reason)
+
+    def _carrier_changed(self, index: int, carrier: bool) -> None:
+        for link in self.links:
+            with contextlib.suppress(OSError):
+                if socket.if_nametoindex(link.config.interface) != index:
+                    continue
+                link.carrier = carrier
+                if not carrier:
+                    link.drop("carrier lost")
+
+    # --- signs of life ---
+
+    async def _tick(self) -> None:
+        timing = self._config.timing
+        last = time.monotonic()
+        while True:
+            await asyncio.sleep(timing.hello)
+            now = time.monotonic()
+            for link in self.links:
+                if link.up:
+                    self._beat(link)
+            # After a pause of our own, what the peer sent meanwhile must be read before it is judged.
+            if now - last < timing.timeout / 2:
+                for link in self.links:
+                    if link.up and now - link.heard > timing.timeout:
+                        link.drop(f"silent for {(now - link.heard) * 1e3:.0f} ms")
+            last = now
+
+    def _beat(self, link: Link) -> None:
+        now = time.monotonic_ns()
+        theirs, arrived = self._clocks.get(link.name, (0, now))
+        beat = _BEAT.pack(self._receiver.received, now, theirs, now - arrived)
+        link.send_loose(Message(Type.BEAT, payload=(beat,)), LOOSE_QUEUE)
+
+    def _beat_arrived(self, link: Link, payload: Buffer) -> None:
+        if len(payload) != _BEAT.size:
+            raise WireError(f"a heartbeat of {len(payload)} bytes")
+        received, theirs, echo, held = _BEAT.unpack(payload)
+        now = time.monotonic_ns()
+        self._clocks[link.name] = (theirs, now)
+        if echo:
+            link.rtt = max(0, now - echo - held) / 1e9
+        if self._sender.received(received):
+            self._freed.set()
+
+    def status(self) -> dict[str, Any]:
+        """For the status reply."""
+        return {
+            "name": self.name,
+            "state": "up" if self.up else "down",
+            "links": [{"name": link.name, "state": "up" if link.up else "down",
+                       "active": link is self._active, "carrier": link.carrier, "reason": link.reason,
+                       "rtt_us": None if link.rtt is None else round(link.rtt * 1e6)} for link in self.links],
+        }

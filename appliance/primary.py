@@ -1,0 +1,316 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The VM runs on this host: its output is released as it comes (solo) or per committed epoch (protected).
+
+One epoch, top to bottom: `_epochs` waits for its end, `_one_epoch` takes the checkpoint and sends it,
+`acknowledged` hears the backup, `_release_loop` lets the output go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from appliance import config as cfg
+from appliance import core
+from appliance.front import Front
+from appliance.gate import Mark
+from appliance.journal import EpochRecord, Journal
+from appliance.peer import Peer
+from vmlink import inject
+from vmlink.checkpoint import Checkpointer, Round, Snapshot, epoch_messages, round_messages
+from vmlink.errors import VmError
+from vmlink.pace import Pace
+from vmlink.qemu import Qemu
+from vmlink.ram import GuestRam
+from vmlink.tracker import Tracker, choose
+from vmlink.wire import MAX_FRAME, MAX_PAYLOAD, Message, Type, WireError, encode_frames
+
+log = logging.getLogger("holdfast.primary")
+
+THROTTLE = 0.75
+"""Share of the gate's limit at which the VM waits, paused, for an acknowledgement."""
+
+
+class SyncOffer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the first copy will need on the other side."""
+
+    memory_bytes: int
+    qemu: str
+
+
+@dataclass(frozen=True)
+class _Flight:
+    """An epoch that was taken and not yet acknowledged."""
+
+    epoch: int
+    mark: Mark
+    size: int
+    snapshot_at: float
+    record: EpochRecord
+
+
+class Primary:
+    """See the module. `post` takes what the decision core must hear."""
+
+    def __init__(self, name: str, vm: cfg.Vm, vm_id: int, front: Front, qemu: Qemu, ram: GuestRam, peer: Peer,
+                 journal: Journal, post: Callable[[core.Event], None]) -> None:
+        self._name, self._vm, self._id, self._post = name, vm, vm_id, post
+        self._front, self._qemu, self._ram, self._peer, self._journal = front, qemu, ram, peer, journal
+        epoch = vm.epoch
+        adaptive = epoch.mode == "adaptive"
+        self._pace = Pace(adaptive, epoch.min, epoch.max if adaptive else epoch.length, epoch.pause_share)
+        self.tracker: Tracker | None = None
+        self._checkpointer: Checkpointer | None = None
+        self._mover: asyncio.Task[None] | None = None
+        self._replication: asyncio.Task[None] | None = None
+        self._releaser: asyncio.Task[None] | None = None
+        self._stopping = asyncio.Event()
+        self._acked = asyncio.Event()
+        self._release_event = asyncio.Event()
+        self._flights: deque[_Flight] = deque()
+        self._flight_bytes = 0
+        self._release_to: Mark | None = None
+        self._copying_inbound = False
+        self._inbound_budget = 0
+        self.term = 0
+        self.epoch = 0
+        self.committed = 0
+        self.sync: dict[str, Any] | None = None
+        self.throttled = 0
+        self.unlogged_frames = 0
+        asyncio.get_running_loop().add_reader(front.inbound.fileno(), self._read_inbound)
+
+    async def close(self) -> None:
+        """Stop everything. QEMU may be gone already."""
+        asyncio.get_running_loop().remove_reader(self._front.inbound.fileno())
+        self.hold()
+        self.stop_sync()
+        if self._replication is not None:
+            self._replication.cancel()
+            await asyncio.wait([self._replication])
+        if self._checkpointer is not None:
+            self._checkpointer.close()
+        if self.tracker is not None:
+            self.tracker.close()
+
+    # --- alone: output goes out as it comes ---
+
+    def speak(self) -> None:
+        """Release all output as it comes. Only when the core says that this host is rightfully solo."""
+        if self._mover is None:
+            self._mover = asyncio.create_task(self._move(), name=f"{self._name} mover")
+
+    async def _move(self) -> None:
+        gate = self._front.gate
+        while True:
+            await gate.release(gate.mark())
+            await gate.output()
+
+    def hold(self) -> None:
+        """Release nothing more."""
+        for task in (self._mover, self._releaser):
+            if task is not None:
+                task.cancel()
+        self._mover = self._releaser = None
+
+    # --- protected: an epoch at a time ---
+
+    def start_sync(self, term: int) -> None:
+        """Copy the VM to the backup, then keep it protected. Reports SyncDone or SyncFailed."""
+        previous, self._stopping, self.term = self._replication, asyncio.Event(), term
+        self._replication = asyncio.create_task(self._replicate(term, self._stopping, previous),
+                                                name=f"{self._name} replication")
+
+    def stop_sync(self) -> None:
+        """Take no further checkpoint. One under way is finished, so that the VM runs on."""
+        self._stopping.set()
+        self._acked.set()
+        self._copying_inbound = False
+        self.sync = None
+
+    async def _replicate(self, term: int, stopping: asyncio.Event,
+                         previous: asyncio.Task[None] | None) -> None:
+        if previous is not None:
+            await asyncio.wait([previous])
+        if stopping.is_set():
+            return
+        try:
+            await self._first_copy(term, stopping)
+            await self._epochs(term, stopping)
+        except VmError as error:
+            # QEMU failed within a checkpoint: the VM may hang paused. Its end lets the backup take over.
+            log.error("%s: %s", self._name, error)
+            self._journal.event("checkpoint-failed", cause=str(error))
+            await self._qemu.kill()
+        except (OSError, WireError, inject.Injected) as error:
+            log.error("%s: replication failed: %s", self._name, error)
+            if not stopping.is_set():
+                self._post(core.SyncFailed(str(error)))
+            await self._resume_quietly()
+
+    async def _resume_quietly(self) -> None:
+        try:
+            await self._qemu.monitor.cont()
+        except VmError as error:
+            log.error("%s: cannot resume: %s", self._name, error)
+            await self._qemu.kill()
+
+    async def _first_copy(self, term: int, stopping: asyncio.Event) -> None:
+        if self._checkpointer is None:
+            self.tracker = choose(self._qemu, self._ram, self._vm.tracker)
+            self._checkpointer = Checkpointer(self._qemu.monitor, self.tracker, self._ram.pages)
+        self._flights.clear()
+        self._flight_bytes, self.epoch, self.committed = 0, 0, 0
+        self._release_to = None
+        self._journal.event("sync-begin", term=term)
+        offer = SyncOffer(self._ram.size, self._qemu.version)
+        self._peer.send(Message(Type.SYNC, self._id, term, 0, (msgspec.json.encode(offer),)))
+        done = 0
+        async for piece in self._checkpointer.rounds():
+            if stopping.is_set() or not await self._peer.room():
+                return
+            for message in round_messages(piece, self._id, term):
+                self._peer.send(message)
+            inject.point("sync.round")
+            done = self._progress(piece, done)
+
+    def _progress(self, piece: Round, done: int) -> int:
+        page = self._ram.pages.shape[1]
+        done += len(piece.numbers) * page
+        total = max(done, self._ram.size + (piece.pages * page if piece.number else 0))
+        self.sync = {"round": piece.number, "done_bytes": done, "total_bytes": total}
+        return done
+
+    async def _epochs(self, term: int, stopping: asyncio.Event) -> None:
+        while not stopping.is_set():
+            snapshot = await self._one_epoch(term, stopping)
+            if snapshot is None:
+                return
+            await self._until_end_of_epoch(snapshot, stopping)
+
+    async def _one_epoch(self, term: int, stopping: asyncio.Event) -> Snapshot | None:
+        """Checkpoint and send. None when replication ended meanwhile."""
+        assert self._checkpointer is not None
+        epoch = self.epoch + 1
+        marks: list[tuple[Mark, int]] = []
+
+        def at_stop() -> None:
+            if not stopping.is_set() and epoch == 1:
+                self._begin_holding()
+            marks.append((self._front.gate.mark(), self._front.inbound.consumed()))
+
+        snapshot = await self._checkpointer.take(at_stop)
+        if stopping.is_set():
+            return None
+        mark, consumed = marks[0]
+        self.epoch = epoch
+        self._inbound_budget = self._vm.limits.replay_log
+        record = self._journal.epoch(term, epoch, snapshot)
+        self._flights.append(_Flight(epoch, mark, snapshot.size, snapshot.resumed, record))
+        self._flight_bytes += snapshot.size
+        for message in epoch_messages(snapshot, self._id, term, epoch, consumed):
+            if not await self._peer.room():
+                return None
+            self._peer.send(message)
+        record.sent_at = time.monotonic()
+        inject.point("epoch.sent")
+        return snapshot
+
+    def _begin_holding(self) -> None:
+        """From this pause on nothing leaves before its epoch is committed."""
+        self.hold()
+        self._copying_inbound = True
+        self._releaser = asyncio.create_task(self._release_loop(), name=f"{self._name} releaser")
+
+    async def _until_end_of_epoch(self, last: Snapshot, stopping: asyncio.Event) -> None:
+        gate, limits = self._front.gate, self._vm.limits
+        paused = False
+        while not stopping.is_set() and (len(self._flights) >= self._vm.epoch.in_flight
+                                         or self._flight_bytes >= limits.in_flight):
+            if not paused and gate.held_bytes() > THROTTLE * limits.held:
+                await self._qemu.monitor.stop()  # slowed, not dropped
+                paused = True
+                self.throttled += 1
+            self._acked.clear()
+            await self._acked.wait()
+        await self._sleep_until(self._pace.earliest(last.stopped, last.resumed), stopping)
+        latest = self._pace.latest(last.stopped, last.resumed)
+        if self._pace.adaptive and not paused and not stopping.is_set():
+            delay = latest - time.monotonic()
+            if delay > 0:
+                output = asyncio.ensure_future(gate.output())
+                await asyncio.wait([output], timeout=delay)
+                output.cancel()
+
+    async def _sleep_until(self, moment: float, stopping: asyncio.Event) -> None:
+        delay = moment - time.monotonic()
+        if delay > 0 and not stopping.is_set():
+            await asyncio.sleep(delay)
+
+    def acknowledged(self, epoch: int) -> None:
+        """The backup has all of `epoch`: what the VM sent until its end may go. Raises WireError for an epoch
+        that is not in flight."""
+        if not self._flights or not self._flights[0].epoch <= epoch <= self._flights[-1].epoch:
+            if self._stopping.is_set():
+                return  # of a replication that ended
+            raise WireError(f"an acknowledgement of epoch {epoch}, which is not in flight")
+        now = time.monotonic()
+        while self._flights and self._flights[0].epoch <= epoch:
+            flight = self._flights.popleft()
+            self._flight_bytes -= flight.size
+            flight.record.acked_at = now
+            self._release_to = flight.mark
+        self.committed = epoch
+        self._acked.set()
+        self._release_event.set()
+        if self.sync is not None:
+            self.sync = None
+            self._journal.event("sync-done", term=self.term)
+            self._post(core.SyncDone())
+
+    async def _release_loop(self) -> None:
+        while True:
+            await self._release_event.wait()
+            self._release_event.clear()
+            if self._release_to is not None:
+                inject.point("epoch.acked")
+                await self._front.gate.release(self._release_to)
+                inject.point("epoch.released")
+
+    # --- what the VM receives, for the replay log ---
+
+    def _read_inbound(self) -> None:
+        inbound = self._front.inbound
+        frames = inbound.read()
+        if not frames or not self._copying_inbound:
+            return
+        first = inbound.seen - len(frames) + 1
+        batch: list[tuple[int, bytes]] = []
+        size = 0
+        for number, frame in enumerate(frames, first):
+            if self._inbound_budget < len(frame):
+                self.unlogged_frames += 1
+                continue
+            self._inbound_budget -= len(frame)
+            if size + len(frame) > MAX_PAYLOAD - MAX_FRAME:
+                self._send_inbound(batch)
+                batch, size = [], 0
+            batch.append((number, frame))
+            size += len(frame)
+        self._send_inbound(batch)
+
+    def _send_inbound(self, batch: list[tuple[int, bytes]]) -> None:
+        message = Message(Type.INBOUND, self._id, self.term, self.epoch, (encode_frames(batch),))
+        if batch and not self._peer.send_loose(message):
+            self.unlogged_frames += len(batch)
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._flights)

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The service of one host: joins peer, protected VMs and control socket, and ends them in good order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from typing import Any
+
+from appliance import config as cfg
+from appliance import core
+from appliance.arbiter import NoArbiter
+from appliance.control import ControlServer
+from appliance.peer import Peer
+from appliance.protection import Protection
+from vmlink.wire import Message, WireError, vm_id
+
+log = logging.getLogger("holdfast")
+
+FAREWELL = 0.5
+"""Seconds the peer gets to hear that this service is leaving."""
+
+
+class Service:
+    """Everything on one host."""
+
+    def __init__(self, config: cfg.Config) -> None:
+        self._config = config
+        window = sum(vm.limits.in_flight for vm in config.vm.values())
+        self.peer = Peer(config, self, window)
+        arbiter = NoArbiter(config.arbiter.accept_split_brain_risk)
+        self.vms = {name: Protection(name, vm, config, self.peer, arbiter) for name, vm in config.vm.items()}
+        self._by_id = {vm_id(name): vm for name, vm in self.vms.items()}
+        self._control = ControlServer(config.control_path, {"status": self._status, "epochs": self._epochs})
+
+    async def run(self, ready_fd: int | None = None) -> None:
+        """Run until SIGTERM or SIGINT. Raises HoldfastError or BpfError when it cannot start."""
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        try:
+            for vm in self.vms.values():
+                await vm.start()
+            await self._control.start()
+            self.peer.start()
+            log.info("host %s is ready, its peer is %s", self._config.host.name, self._config.peer.name)
+            if ready_fd is not None:
+                with contextlib.suppress(OSError):
+                    os.write(ready_fd, b"ready\n")
+                os.close(ready_fd)
+            await stop.wait()
+            log.info("stopping")
+            for vm in self.vms.values():
+                vm.post(core.Leaving())
+            await self.peer.flush(FAREWELL)
+        finally:
+            for vm in self.vms.values():
+                await vm.close()
+            await self.peer.close()
+            await self._control.close()
+
+    # --- what the peer reports ---
+
+    def peer_up(self) -> None:
+        for vm in self.vms.values():
+            vm.peer_up()
+
+    def peer_down(self, reason: str) -> None:
+        for vm in self.vms.values():
+            vm.peer_down(reason)
+
+    async def message(self, message: Message) -> None:
+        vm = self._by_id.get(message.vm)
+        if vm is None:
+            raise WireError("a message about a VM that is not in this host's configuration: "
+                            "both hosts need the same [vm.*] tables")
+        await vm.message(message)
+
+    # --- verbs ---
+
+    async def _status(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        return {"schema": "holdfast.status/1", "host": self._config.host.name, "pid": os.getpid(),
+                "peer": self.peer.status(), "arbiter": self._config.arbiter.kind,
+                "vms": {name: vm.status() for name, vm in self.vms.items()}}
+
+    async def _epochs(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        return {"schema": "holdfast.epochs/1",
+                "vms": {name: vm.journal.records() for name, vm in self.vms.items()}}
+
+
+def main(config: cfg.Config, ready_fd: int | None = None) -> int:
+    """Run the service in the foreground; logs go to standard error. Returns an exit code."""
+    logging.basicConfig(stream=sys.stderr, level=config.host.log.upper(),
+                        format="%(asctime)s.%(msecs)03d %(levelname)-7s %(name)s: %(message)s",
+                        datefmt="%H:%M:%S")
+    asyncio.run(Service(config).run(ready_fd))
+    return 0

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One checkpoint of a running VM: pause, take what changed, resume. And the rounds of a first copy.
+
+The VM runs on before anything is sent: what `take` returns is a private copy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from vmlink import inject
+from vmlink.wire import (
+    CHUNK_PAGES,
+    MAX_PAYLOAD,
+    Buffer,
+    Commit,
+    Message,
+    PageData,
+    PageNumbers,
+    Type,
+    encode_numbers,
+    encode_pages,
+)
+
+SCAN_TIMEOUT = 5.0
+"""Seconds; a scan and copy that takes longer means a host in deep trouble."""
+
+
+class Vm(Protocol):
+    """What a checkpoint needs of a running QEMU."""
+
+    async def stop(self) -> None: ...
+    async def cont(self) -> None: ...
+    async def save_devices(self) -> Buffer: ...
+
+
+class DirtyTracker(Protocol):
+    """What a checkpoint needs of a tracker."""
+
+    def arm(self) -> None: ...
+    def collect(self) -> PageNumbers: ...
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Seconds spent in each step of the pause."""
+
+    stop: float
+    save: float
+    resume: float
+
+    @property
+    def pause(self) -> float:
+        return self.stop + self.save + self.resume
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What an epoch changed: page numbers (int64, n), their contents (uint8, n x 4096), the device state."""
+
+    numbers: PageNumbers
+    data: PageData
+    device: bytes
+    stopped: float
+    resumed: float
+    steps: Steps
+
+    @property
+    def size(self) -> int:
+        return self.data.nbytes + self.numbers.nbytes + len(self.device)
+
+
+class Checkpointer:
+    """Takes checkpoints of one VM whose RAM is mapped at `pages`. Owns one worker thread for scan and copy."""
+
+    def __init__(self, vm: Vm, tracker: DirtyTracker, pages: PageData) -> None:
+        self._vm, self._tracker, self._ram = vm, tracker, pages
+        self._worker = ThreadPoolExecutor(1, "copy")
+
+    def close(self) -> None:
+        self._worker.shutdown(wait=False, cancel_futures=True)
+
+    def _collect(self) -> tuple[PageNumbers, PageData]:
+        numbers = self._tracker.collect()
+        return numbers, self._ram[numbers]
+
+    async def take(self, at_stop: Callable[[], None]) -> Snapshot:
+        """Pause, copy, resume. `at_stop` is called once while nothing moves: it marks the output.
+
+        Raises VmError when QEMU fails; the VM may then be paused or dead, its output stays held.
+        """
+        loop = asyncio.get_running_loop()
+        begun = time.monotonic()
+        await self._vm.stop()
+        stopped = time.monotonic()
+        at_stop()
+        inject.point("checkpoint.stopped")
+        saving = asyncio.ensure_future(self._vm.save_devices())
+        copying = loop.run_in_executor(self._worker, self._collect)
+        await asyncio.wait_for(asyncio.gather(saving, copying), SCAN_TIMEOUT)
+        device = bytes(saving.result())
+        numbers, data = copying.result()
+        inject.point("checkpoint.saved")
+        saved = time.monotonic()
+        await self._vm.cont()
+        resumed = time.monotonic()
+        inject.point("checkpoint.resumed")
+        return Snapshot(numbers, data, device, begun, resumed,
+                        Steps(stopped - begun, saved - stopped, resumed - saved))
+
+    async def rounds(self, limit_rounds: int = 12, last_pages: int = 2048) -> AsyncIterator[Round]:
+        """Copy all RAM while the VM runs, then again what it dirtied meanwhile, until little is left.
+
+        Each item is one piece of at most CHUNK_PAGES pages. The consumer sets the pace by asking for the next.
+        Ends when a scan finds at most `last_pages` dirty pages, or after `limit_rounds`; what the last scan
+        found is yielded too, the pause takes the rest.
+        """
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._worker, self._tracker.arm)
+        numbers = np.arange(len(self._ram), dtype=np.int64)
+        for number in range(limit_rounds):
+            for at in range(0, len(numbers), CHUNK_PAGES):
+                piece = numbers[at:at + CHUNK_PAGES]
+                data = await loop.run_in_executor(self._worker, self._ram.__getitem__, piece)
+                yield Round(number, len(numbers), piece, data)
+            if number and len(numbers) <= last_pages:
+                return
+            numbers = await loop.run_in_executor(self._worker, self._tracker.collect)
+
+
+@dataclass(frozen=True)
+class Round:
+    """A piece of a first copy: round number from 0, pages in this round, and the piece itself."""
+
+    number: int
+    pages: int
+    numbers: PageNumbers
+    data: PageData
+
+
+def round_messages(piece: Round, vm: int, term: int) -> Iterator[Message]:
+    """A piece of a first copy as messages of epoch 0; pages full of zeros travel as numbers only."""
+    filled = piece.data.view(np.uint64).any(axis=1)
+    if not filled.all():
+        yield Message(Type.ZEROS, vm, term, 0, encode_numbers(piece.numbers[~filled]))
+        if not filled.any():
+            return
+        yield Message(Type.PAGES, vm, term, 0, encode_pages(piece.numbers[filled], piece.data[filled]))
+        return
+    yield Message(Type.PAGES, vm, term, 0, encode_pages(piece.numbers, piece.data))
+
+
+def epoch_messages(snapshot: Snapshot, vm: int, term: int, epoch: int, consumed: int) -> Iterator[Message]:
+    """An epoch as messages, COMMIT last."""
+    for at in range(0, len(snapshot.numbers), CHUNK_PAGES):
+        piece = slice(at, at + CHUNK_PAGES)
+        yield Message(Type.PAGES, vm, term, epoch, encode_pages(snapshot.numbers[piece], snapshot.data[piece]))
+    inject.point("epoch.sending")
+    for at in range(0, len(snapshot.device), MAX_PAYLOAD):
+        yield Message(Type.DEVICE, vm, term, epoch, (memoryview(snapshot.device)[at:at + MAX_PAYLOAD],))
+    commit = Commit(len(snapshot.numbers), len(snapshot.device), consumed)
+    yield Message(Type.COMMIT, vm, term, epoch, (commit.encode(),))
