@@ -57,7 +57,7 @@ class Tracker(Protocol):
 
 
 class CompareTracker:
-    """Compares RAM with a copy of its own. Works everywhere; costs as much memory again, and reading it all."""
+    """Compares RAM with a copy of its own. Works everywhere; costs the memory again, and a read of it all."""
 
     name = "compare"
 
