@@ -23,7 +23,7 @@ from appliance.errors import BadData, HoldfastError, NoPermission, Unavailable, 
 
 PROTOCOL = "holdfast.control/1"
 MAX_REQUEST_BYTES = 64 * 1024
-MAX_ANSWER_BYTES = 1 << 20
+MAX_ANSWER_BYTES = 4 << 20
 MAX_CLIENTS = 32
 VERB_SECONDS = 30.0  # the longest that a verb may take
 WRITE_SECONDS = 5.0  # the longest that a client may leave an answer unread

@@ -5,7 +5,7 @@ The other halves have roots of their own (`vmlink.errors.VmError`, `ebpf.errors.
 `message` is the cause, `hint` the remedy.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from appliance.exits import Exit
 
@@ -20,6 +20,10 @@ class HoldfastError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+    def details(self) -> dict[str, Any]:
+        """What programs may want to know beyond message and hint."""
+        return {}
 
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message
@@ -44,6 +48,9 @@ class ConfigError(HoldfastError):
         place = f"{file}:{line}" if file and line else file
         super().__init__(": ".join(part for part in (place, key, reason) if part), hint)
         self.reason, self.file, self.line, self.key = reason, file, line, key
+
+    def details(self) -> dict[str, Any]:
+        return {"file": self.file, "line": self.line, "key": self.key}
 
 
 class Unreachable(HoldfastError):
