@@ -130,6 +130,7 @@ class Link:
                     await loop.sock_sendall(sock, header)
                     for part in message.payload:
                         await loop.sock_sendall(sock, part)
+                    await asyncio.sleep(0)  # a socket with room never waits: others need their turn
             self._wake.clear()
             await self._wake.wait()
 
@@ -238,6 +239,8 @@ class Link:
             while True:
                 header, payload = await self._read_message(sock)
                 await self._listener.arrived(self, header, payload)
+                if header.length >= JOIN_BELOW:
+                    await asyncio.sleep(0)  # nor does one that is full of data
         except (OSError, WireError) as error:
             if self._socket is sock:
                 self.reason = str(error) or type(error).__name__

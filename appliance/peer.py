@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import logging
 import secrets
-import socket
 import struct
 import time
 from typing import Any, Protocol
@@ -59,7 +58,7 @@ class Peer:
 
     def start(self) -> None:
         """Begin. Raises Unavailable when a link's address cannot be used."""
-        self._watch = CarrierWatch(self._carrier_changed)
+        self._watch = CarrierWatch(self._look_at_carriers)
         for link in self.links:
             link.start()
         self._ticker = asyncio.create_task(self._tick())
@@ -182,14 +181,11 @@ class Peer:
         for link in self.links:
             link.drop(reason)
 
-    def _carrier_changed(self, index: int, carrier: bool) -> None:
+    def _look_at_carriers(self) -> None:
         for link in self.links:
-            with contextlib.suppress(OSError):
-                if socket.if_nametoindex(link.config.interface) != index:
-                    continue
-                link.carrier = carrier
-                if not carrier:
-                    link.drop("carrier lost")
+            link.carrier = self._watch is not None and self._watch.carrier(link.config.interface)
+            if not link.carrier:
+                link.drop("carrier lost")
 
     # --- signs of life ---
 
@@ -199,6 +195,7 @@ class Peer:
         while True:
             await asyncio.sleep(timing.hello)
             now = time.monotonic()
+            self._look_at_carriers()
             for link in self.links:
                 if link.up:
                     self._beat(link)
