@@ -143,6 +143,7 @@ class RingGate:
         """Let everything up to `mark` pass, in order; other tasks get a turn every millisecond.
 
         Returns the frames moved. A `drop` in between ends it; frames thrown away are not moved later either.
+        Raises `Unavailable` when somebody took the hold tap away: nothing more can pass then.
         """
         async with self._moving:
             state, moved, more = self._state, 0, True
@@ -174,6 +175,8 @@ class RingGate:
                     size = os.readv(hold, vector)
                 except BlockingIOError:
                     return moved, moved_bytes, False
+                except OSError as error:
+                    raise Unavailable("the hold tap is gone", "start the service again") from error
             proto, stamp = _STAMP.unpack_from(buffer, _STAMP_AT)
             number = seq + ((stamp - seq + 0x8000) & 0xFFFF) - 0x8000
             if size < _STAMP_AT + 4 or proto != STAMP_PROTO:
