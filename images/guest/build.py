@@ -19,7 +19,6 @@ import json
 import lzma
 import os
 import re
-import shutil
 import stat
 import subprocess
 import sys
