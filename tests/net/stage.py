@@ -62,6 +62,12 @@ class Stage:
             run("ip", "addr", "add", "10.77.9.1/24", "dev", "c0")
             run("ip", "addr", "add", "fd77:9::1/64", "dev", "c0", "nodad")
 
+    def quiet(self) -> None:
+        """No IPv6 in host and client: their kernels send nothing unasked."""
+        for place in ("host", "client"):
+            with self.inside(place), open("/proc/sys/net/ipv6/conf/all/disable_ipv6", "w") as knob:
+                knob.write("1")
+
     def cable_guest(self) -> str:
         """A guest with a kernel of its own network stack; returns the device that stands for its VM tap."""
         run("ip", "link", "add", "vm0", "type", "veth", "peer", "g0", "netns", self.name("guest"))

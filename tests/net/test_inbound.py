@@ -16,6 +16,7 @@ from tests.net.stage import CLIENT_MAC, GUEST_MAC, PLAIN, Stage, frame, numbered
 
 @pytest.fixture
 def client(stage: Stage) -> Iterator[socket.socket]:
+    stage.quiet()
     with stage.inside("client"):
         made = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         made.bind(("c0", 0))
