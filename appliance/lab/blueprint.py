@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a lab is made of: its options, its directory, and the configuration of its two hosts."""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import msgspec
+
+from appliance.errors import Unavailable, UsageError
+from appliance.lab import topology
+from appliance.lab.processes import Process, package_root
+from appliance.units import format_duration, format_size
+
+MIB = 1 << 20
+VM = "web1"
+ROOT = Path(os.environ.get("HOLDFAST_LAB_ROOT", "/run/holdfast/lab"))
+DEFAULT_APPEND = (
+    "console=ttyS0 quiet panic=-1 "
+    f"hf.ip={topology.VM_IP}/24 hf.ip6={topology.VM_IP6}/64 hf.gw={topology.CLIENT_IP}"
+)
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """What can be chosen about a lab. Times in seconds, sizes in bytes.
+
+    kernel: None for the guest image that the images recipe builds. append: added to the kernel command line
+    that gives the guest its addresses. epoch: None for adaptive epochs, else the length of fixed ones.
+    """
+
+    name: str = "lab"
+    kernel: str | None = None
+    initrd: str | None = None
+    append: str = ""
+    memory: int = 128 * MIB
+    vcpus: int = 1
+    qemu: str = "qemu-system-x86_64"
+    accel: str = "auto"
+    tracker: str = "auto"
+    epoch: float | None = None
+    epoch_min: float = 0.005
+    epoch_max: float = 0.05
+    pause_share: float = 0.5
+    in_flight: int = 3
+    hello: float = 0.02
+    timeout: float = 0.3
+    reconnect: float = 0.1
+    held: int = 64 * MIB
+    log: str = "info"
+
+    def image(self) -> tuple[str, str | None]:
+        """Kernel and initrd. Raises Unavailable when neither is given and no image is built."""
+        if self.kernel is not None:
+            initrd = None if self.initrd is None else str(Path(self.initrd).absolute())
+            return str(Path(self.kernel).absolute()), initrd
+        built = Path(os.environ.get("HOLDFAST_IMAGE_DIR") or package_root() / "build" / "image")
+        kernel, initrd = built / "vmlinuz", self.initrd or str(built / "initrd.img")
+        if not kernel.is_file():
+            raise Unavailable(f"there is no guest image in {built}", "make image, or give --kernel and --initrd")
+        return str(kernel), str(Path(initrd).absolute())
+
+
+class State(msgspec.Struct):
+    """What is remembered of a lab while it exists."""
+
+    options: Options
+    services: dict[str, Process]
+
+
+def check(options: Options) -> None:
+    """Refuse what cannot become a lab. Raises UsageError or Unavailable."""
+    check_name(options.name)
+    if options.vcpus < 1:
+        raise UsageError(f"{options.vcpus} virtual CPUs", "give at least 1")
+    for file in options.image():
+        if file is not None and not os.access(file, os.R_OK):
+            raise Unavailable(f"there is no readable file {file}", "correct --kernel or --initrd")
+    if shutil.which(options.qemu) is None:
+        hint = "install qemu-system-x86, or name another with --qemu"
+        raise Unavailable(f"there is no program {options.qemu}", hint)
+
+
+def check_name(name: str) -> None:
+    """A lab's name becomes part of file and namespace names. Raises UsageError."""
+    if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?", name):
+        raise UsageError(f"{name!r} is no name for a lab", "up to 32 small letters, digits and dashes")
+
+
+def directory(name: str) -> Path:
+    """Where the lab keeps its files."""
+    check_name(name)
+    return ROOT / name
+
+
+def host_directory(name: str, host: str) -> Path:
+    return directory(name) / host
+
+
+def control_path(name: str, host: str) -> Path:
+    """The control socket of the service of `host`."""
+    return host_directory(name, host) / "run" / "control.sock"
+
+
+def log_path(name: str, host: str) -> Path:
+    """Where the service of `host` writes its log."""
+    return host_directory(name, host) / "service.log"
+
+
+def write_state(state: State) -> None:
+    """Replace the lab's memory in one step."""
+    file = directory(state.options.name) / "state.json"
+    new = file.with_suffix(".new")
+    new.write_bytes(msgspec.json.encode(state))
+    new.replace(file)
+
+
+def read_state(name: str) -> State:
+    """Raises Unavailable when there is no such lab, or only half of one."""
+    try:
+        return msgspec.json.decode((directory(name) / "state.json").read_bytes(), type=State)
+    except FileNotFoundError:
+        raise Unavailable(f"there is no lab {name!r}", f"holdfast lab up --name {name}") from None
+    except (OSError, msgspec.DecodeError) as exc:
+        hint = f"holdfast lab down --name {name} removes it"
+        raise Unavailable(f"the lab {name!r} is unreadable: {exc}", hint) from None
+
+
+def write_host(options: Options, host: str) -> None:
+    """Make the directory of `host` with its configuration."""
+    home = host_directory(options.name, host)
+    for part in ("config", "run", "state"):
+        (home / part).mkdir(parents=True)
+    (home / "config" / "holdfast.toml").write_text(configuration(options, host))
+
+
+def configuration(options: Options, host: str) -> str:
+    """The TOML text for the service of `host`."""
+    home = host_directory(options.name, host)
+    peer = topology.HOSTS[1 - topology.HOSTS.index(host)]
+    kernel, initrd = options.image()
+    tables: dict[str, dict[str, object]] = {
+        "[host]": {"name": host, "state_dir": home / "state", "run_dir": home / "run", "log": options.log},
+        "[peer]": {"name": peer},
+        **{
+            f"[[link]] # {number}": {
+                "name": link,
+                "interface": link,
+                "address": topology.link_address(number, host),
+                "peer": topology.link_address(number, peer),
+            }
+            for number, link in enumerate(topology.LINKS)
+        },
+        "[timing]": {name: format_duration(getattr(options, name)) for name in ("hello", "timeout", "reconnect")},
+        # Two hosts on one machine cannot lose sight of each other unless a fault is injected.
+        "[arbiter]": {"kind": "none", "accept_split_brain_risk": True},
+        f"[vm.{VM}]": {
+            "home": topology.HOSTS[0],
+            "memory": format_size(options.memory),
+            "vcpus": options.vcpus,
+            "mac": topology.VM_MAC,
+            "ip": [topology.VM_IP, topology.VM_IP6],
+            "bridge": topology.BRIDGE,
+            "kernel": kernel,
+            **({} if initrd is None else {"initrd": initrd}),
+            "append": f"{DEFAULT_APPEND} {options.append}".strip(),
+            "qemu": shutil.which(options.qemu) or options.qemu,
+            "accel": options.accel,
+            "tracker": options.tracker,
+        },
+        f"[vm.{VM}.epoch]": _epoch(options),
+        f"[vm.{VM}.limits]": {"held": format_size(options.held)},
+    }
+    return "\n".join(_table(header, keys) for header, keys in tables.items())
+
+
+def _epoch(options: Options) -> dict[str, object]:
+    shared = {"in_flight": options.in_flight}
+    if options.epoch is not None:
+        return {"mode": "fixed", "length": format_duration(options.epoch), **shared}
+    bounds = {"min": format_duration(options.epoch_min), "max": format_duration(options.epoch_max)}
+    return {"mode": "adaptive", **bounds, "pause_share": options.pause_share, **shared}
+
+
+def _table(header: str, keys: dict[str, object]) -> str:
+    # JSON's notation of text, numbers, booleans and flat lists is TOML's too.
+    lines = [f"{name} = {json.dumps(value, default=str)}" for name, value in keys.items()]
+    return "\n".join([header, *lines, ""])

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Faults of a lab's hosts, each as abrupt as in reality and with the moment at which it took effect.
+
+    crash          power loss: all cables dead first, so that no farewell leaves, then every process killed
+    qemu-kill      SIGKILL to QEMU
+    service-kill   SIGKILL to the service (its QEMU dies with it)
+    service-pause  SIGSTOP to the service; `heal` continues it
+    link-down[:N]  link cable N dead (0 if not given)
+    uplink-down    the cable to the switch dead
+"""
+
+import contextlib
+import fcntl
+import os
+import signal
+import socket
+import struct
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from appliance.errors import Unavailable, UsageError
+from appliance.lab import processes, topology
+from appliance.lab.processes import Process
+
+KINDS = ("crash", "qemu-kill", "service-kill", "service-pause", "link-down", "uplink-down")
+CABLES = (*topology.LINKS, topology.UPLINK)
+_RTM_NEWLINK, _NLM_F_REQUEST_ACK = 16, 5
+_NLMSG_ERROR, _IFF_UP = 2, 1
+_SIOCGIFFLAGS = 0x8913
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault that has taken effect: seconds since 1970, and on CLOCK_MONOTONIC, just before it began."""
+
+    kind: str
+    host: str
+    unix: float
+    monotonic: float
+
+
+class Cables:
+    """The ends of a host's cables. Netlink messages are prepared, so that cutting all takes well under 1 ms."""
+
+    def __init__(self, lab: str, host: str, names: Sequence[str] = CABLES) -> None:
+        with topology.inside(topology.netns(lab, host)):
+            self._netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
+            self._netlink.bind((0, 0))
+            self._netlink.settimeout(5.0)
+            self._query = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+            self._indexes = {}
+            for name in names:
+                with contextlib.suppress(OSError):
+                    self._indexes[name] = socket.if_nametoindex(name)
+        if len(self._indexes) < len(names):
+            self.close()
+            raise Unavailable(f"{host} lacks its cables", "holdfast lab down, then up")
+        self._cut = self._message(up=False)
+        self._restore = self._message(up=True)
+
+    def _message(self, *, up: bool) -> bytes:
+        # A struct nlmsghdr and a struct ifinfomsg for each device; the sequence number tells the answers apart.
+        return b"".join(
+            struct.pack("=IHHIIBxHiII", 32, _RTM_NEWLINK, _NLM_F_REQUEST_ACK, number, 0, 0, 0, index, int(up), _IFF_UP)
+            for number, index in enumerate(self._indexes.values())
+        )
+
+    def _send(self, message: bytes) -> None:
+        self._netlink.send(message)
+        for _ in self._indexes:
+            answer = self._netlink.recv(4096)
+            kind, error = struct.unpack_from("=4xH10xi", answer)
+            if kind != _NLMSG_ERROR or error:
+                raise Unavailable(f"cannot switch a cable: {os.strerror(-error)}", "run this as root")
+
+    def cut(self) -> None:
+        """All at once; both ends lose the carrier."""
+        self._send(self._cut)
+
+    def restore(self) -> None:
+        self._send(self._restore)
+
+    def down(self) -> list[str]:
+        """The names of those that are cut at this end."""
+        return [name for name in self._indexes if not self._flags(name) & _IFF_UP]
+
+    def _flags(self, name: str) -> int:
+        request = struct.pack("=16sH22x", name.encode(), 0)
+        flags: int = struct.unpack_from("=16xH", fcntl.ioctl(self._query, _SIOCGIFFLAGS, request))[0]
+        return flags
+
+    def close(self) -> None:
+        self._netlink.close()
+        self._query.close()
+
+    def __enter__(self) -> "Cables":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def inject(lab: str, host: str, kind: str, service: Process | None) -> Fault:
+    """Make fault `kind` (one of KINDS, see above) happen on `host`, whose service is `service`.
+
+    Raises UsageError (no such fault) or Unavailable (nothing there that it could happen to).
+    """
+    name, _, which = kind.partition(":")
+    if name == "link-down" and (which or "0") in ("0", "1"):
+        return _cut(lab, host, kind, (topology.LINKS[int(which or "0")],))
+    if kind not in KINDS:
+        raise UsageError(f"unknown fault {kind!r}", f"known are {', '.join(KINDS)}; also link-down:0, link-down:1")
+    if kind == "uplink-down":
+        return _cut(lab, host, kind, (topology.UPLINK,))
+    if kind == "crash":
+        return _crash(lab, host)
+    if kind == "qemu-kill":
+        return _signal(host, kind, [p for p in processes.ours(lab, host) if processes.is_qemu(p)], signal.SIGKILL)
+    targets = [service] if service is not None else []
+    return _signal(host, kind, targets, signal.SIGKILL if kind == "service-kill" else signal.SIGSTOP)
+
+
+def _now(kind: str, host: str) -> Fault:
+    return Fault(kind, host, time.time(), time.monotonic())
+
+
+def _cut(lab: str, host: str, kind: str, names: Sequence[str]) -> Fault:
+    with Cables(lab, host, names) as cables:
+        fault = _now(kind, host)
+        cables.cut()
+    return fault
+
+
+def _signal(host: str, kind: str, targets: Sequence[Process], number: signal.Signals) -> Fault:
+    fault = _now(kind, host)
+    if not [target for target in targets if target.signal(number)]:
+        raise Unavailable(f"{kind}: no such process runs on {host}", f"holdfast lab heal {host}")
+    return fault
+
+
+def _crash(lab: str, host: str) -> Fault:
+    targets = list(processes.ours(lab, host))
+    handles = [handle for target in targets if (handle := target.handle()) is not None]
+    try:
+        with Cables(lab, host) as cables:
+            fault = _now("crash", host)
+            cables.cut()
+            for handle in handles:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(handle, signal.SIGKILL)
+    finally:
+        for handle in handles:
+            os.close(handle)
+    return fault
