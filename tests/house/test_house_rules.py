@@ -51,8 +51,8 @@ def test_a_module_is_short_enough_to_read() -> None:
 
 
 def test_a_module_says_what_it_is_about() -> None:
-    without = [path for path in code() if path.read_text().strip() and not ast.get_docstring(ast.parse(path.read_text()))]
-    assert not shown(without)
+    texts = {path: path.read_text() for path in code()}
+    assert not shown([path for path, text in texts.items() if text and not ast.get_docstring(ast.parse(text))])
 
 
 def test_modules_are_named_after_something() -> None:
