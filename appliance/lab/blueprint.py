@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What a lab is made of: its options, its directory, and the configuration of its two hosts."""
 
+import contextlib
 import json
 import os
 import re
@@ -17,10 +18,8 @@ from appliance.units import format_duration, format_size
 MIB = 1 << 20
 VM = "web1"
 ROOT = Path(os.environ.get("HOLDFAST_LAB_ROOT", "/run/holdfast/lab"))
-DEFAULT_APPEND = (
-    "console=ttyS0 quiet panic=-1 "
-    f"hf.ip={topology.VM_IP}/24 hf.ip6={topology.VM_IP6}/64 hf.gw={topology.CLIENT_IP}"
-)
+CONSOLE = "console=ttyS0 quiet panic=-1"
+ADDRESSES = f"hf.ip={topology.VM_IP}/24 hf.ip6={topology.VM_IP6}/64 hf.gw={topology.CLIENT_IP}"
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,11 +54,24 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         if self.kernel is not None:
             initrd = None if self.initrd is None else str(Path(self.initrd).absolute())
             return str(Path(self.kernel).absolute()), initrd
-        built = Path(os.environ.get("HOLDFAST_IMAGE_DIR") or package_root() / "build" / "image")
+        built = _built_image()
         kernel, initrd = built / "vmlinuz", self.initrd or str(built / "initrd.img")
         if not kernel.is_file():
             raise Unavailable(f"there is no guest image in {built}", "make image, or give --kernel and --initrd")
         return str(kernel), str(Path(initrd).absolute())
+
+
+    def command_line(self) -> str:
+        """What the guest kernel is told: our own image's recipe may ask for more, the caller adds the rest."""
+        basis = CONSOLE
+        if self.kernel is None:
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                basis = json.loads((_built_image() / "manifest.json").read_text())["append"]
+        return f"{basis} {ADDRESSES} {self.append}".rstrip()
+
+
+def _built_image() -> Path:
+    return Path(os.environ.get("HOLDFAST_IMAGE_DIR") or package_root() / "build" / "image")
 
 
 class State(msgspec.Struct):
@@ -164,7 +176,7 @@ def configuration(options: Options, host: str) -> str:
             "bridge": topology.BRIDGE,
             "kernel": kernel,
             **({} if initrd is None else {"initrd": initrd}),
-            "append": f"{DEFAULT_APPEND} {options.append}".strip(),
+            "append": options.command_line(),
             "qemu": shutil.which(options.qemu) or options.qemu,
             "accel": options.accel,
             "tracker": options.tracker,

@@ -57,7 +57,8 @@ def _add_options(up: argparse.ArgumentParser) -> None:
     default = Options()
     up.add_argument("--kernel", help="guest kernel; build/image/vmlinuz if not given")
     up.add_argument("--initrd", help="guest initrd; build/image/initrd.img if neither is given")
-    up.add_argument("--append", default="", help=f"added to the kernel command line {blueprint.DEFAULT_APPEND!r}")
+    line = f"{blueprint.CONSOLE} {blueprint.ADDRESSES}".replace("%", "%%")
+    up.add_argument("--append", default="", help=f"added to the guest's kernel command line: {line}")
     up.add_argument("--memory", type=_size, default=default.memory, help="such as 256MiB; 128MiB if not given")
     up.add_argument("--vcpus", type=int, default=default.vcpus, help="virtual CPUs; 1 if not given")
     up.add_argument("--epoch", type=_epoch, metavar="adaptive|TIME", help="adaptive, or a length such as 25ms")
@@ -123,7 +124,7 @@ def _status(args: argparse.Namespace) -> int:
 def _host_line(name: str, host: dict[str, Any]) -> str:
     service = f"{host['service_pid'] or 'dead'}{' paused' if host['service_paused'] else ''}"
     cells = [f"{name:<7}", f"{host['role'] or '-':<9}", f"{host['phase'] or '-':<13}"]
-    cells += [f"{key} {host[key] or '-'}  " for key in ("term", "epoch")]
+    cells += [f"{key} {'-' if host[key] is None else host[key]}  " for key in ("term", "epoch")]
     cut = f"  cut: {', '.join(host['cables_cut'])}" if host["cables_cut"] else ""
     return f"  {''.join(cells)}service {service}  qemu {host['qemu_pid'] or '-'}{cut}"
 

@@ -8,6 +8,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from appliance.lab.processes import Process
 from appliance.lab.topology import HOSTS
 
 POLL = 0.05  # seconds between two looks at the hosts while waiting
+REDIS_PORT = 6379
 LOG_TAIL = 15  # lines of a log to show after a failure
 
 Progress = Callable[[str], None]
@@ -92,7 +94,7 @@ class Lab:
         progress: Progress = _quiet,
         extra_environment: Mapping[str, Mapping[str, str]] | None = None,
     ) -> "Lab":
-        """Create a lab, start both services, return when the VM is protected.
+        """Create a lab, start both services, return when the VM is protected (and our own guest serves).
 
         timeout in seconds; extra_environment: by host, for this first start only. On failure raises with the
         cause, tells the ends of both logs to `progress`, and takes the lab down unless `keep`.
@@ -103,7 +105,11 @@ class Lab:
             for host in HOSTS:
                 pid = lab.start(host, (extra_environment or {}).get(host, {})).pid
                 progress(f"{host}: service started, pid {pid}")
+            deadline = time.monotonic() + timeout
             lab.wait_protected(timeout, progress=progress, all_alive=True)
+            if options.kernel is None and options.initrd is None:
+                progress("the VM is protected; its guest is booting")
+                lab.wait_guest(max(0.0, deadline - time.monotonic()))
         except BaseException as exc:
             if isinstance(exc, HoldfastError):
                 for host in HOSTS:
@@ -253,6 +259,26 @@ class Lab:
                 last = "; ".join(f"{host}: {told.get(host, 'no answer')}" for host in HOSTS)
                 raise TimedOut(f"the VM is not protected after {timeout:g} s ({last})", "see the logs of both hosts")
             time.sleep(POLL)
+
+
+    def wait_guest(self, timeout: float = 60.0) -> None:
+        """Return once the redis of our guest image answers the client. Raises TimedOut after `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        while not self._guest_answers():
+            if time.monotonic() >= deadline:
+                hint = f"see {self.directory}/{HOSTS[0]}/run/{VM}.console.log"
+                raise TimedOut(f"the guest does not serve after {timeout:g} s", hint)
+            time.sleep(POLL)
+
+    def _guest_answers(self) -> bool:
+        with topology.inside(self.netns("client")):
+            probe = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        with probe, contextlib.suppress(OSError):
+            probe.settimeout(1.0)
+            probe.connect((topology.VM_IP, REDIS_PORT))
+            probe.sendall(b"PING\r\n")
+            return probe.recv(16).startswith(b"+PONG")
+        return False
 
 
 def is_protected(hosts: Mapping[str, Mapping[str, Any]]) -> bool:
