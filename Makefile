@@ -105,7 +105,8 @@ bench: setup bpf shim image
 	$(Q)$(PY) -m tests.bench.run $(if $(ONLY),--only $(ONLY)) --out $(BUILD)/bench/report.json
 
 lab-clean: setup
-	$(Q)$(VENV)/bin/holdfast lab down --all
+	$(Q)for lab in /run/holdfast/lab/*/; do \
+	    [ ! -d "$$lab" ] || $(VENV)/bin/holdfast lab down --name "$$(basename "$$lab")"; done
 
 clean:
 	$(Q)rm -rf $(BUILD)
