@@ -66,13 +66,15 @@ REPLICA = frozenset({Phase.JOINING, Phase.RECEIVING, Phase.STANDBY})
 
 @dataclass(frozen=True)
 class Peer:
-    """What the peer last said of this VM. `last`: the role it remembers; `role`: the one it plays."""
+    """What the peer last said of this VM. `last`: the role it remembers; `role`: the one it plays; `settled`: it
+    is not just writing another term."""
 
     phase: Phase
     term: int
     last: Role
     role: Role
     home: bool
+    settled: bool
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,9 @@ class State:
     peer: Peer | None = None
     asking_from: Phase | None = None
     wanted: tuple[int, Role] | None = None
+    """Acted on once it is on disk."""
+    writing: int = 0
+    """Terms on their way to disk, wanted or not."""
     retry_at: float | None = None
 
     @property
@@ -277,11 +282,13 @@ class _Turn:
     effects: list[Effect] = field(default_factory=list)
 
     def to(self, phase: Phase, reason: str, *effects: Effect, asking_from: Phase | None = None) -> None:
-        self.state = replace(self.state, phase=phase, reason=reason, asking_from=asking_from, retry_at=None)
+        """Enter a phase. A term still on its way to disk for the phase before is acted on no more."""
+        self.state = replace(self.state, phase=phase, reason=reason, asking_from=asking_from, retry_at=None,
+                             wanted=None)
         self.effects += [*effects, Tell()]
 
     def persist(self, term: int, role: Role) -> None:
-        self.state = replace(self.state, wanted=(term, role))
+        self.state = replace(self.state, wanted=(term, role), writing=self.state.writing + 1)
         self.effects.append(Persist(term, role))
 
 
@@ -328,27 +335,38 @@ def step(state: State, event: Event, now: float) -> tuple[State, list[Effect]]:
 
 
 def _decide(turn: _Turn) -> None:
-    """In WAITING: who starts the VM, now that the peer's state is known?"""
+    """In WAITING: who starts the VM, now that the peer's state is known?
+
+    What a host tells in WAITING is a promise: the peer acts on it. So nobody decides, and nobody relies on the
+    other, while a term is still on its way to disk.
+    """
     state, peer = turn.state, turn.state.peer
-    if state.phase is not Phase.WAITING or state.wanted is not None or peer is None:
+    if state.phase is not Phase.WAITING or peer is None:
         return
+    choice = _choose(state, peer)
+    if choice == state.wanted:
+        return
+    turn.state = replace(state, wanted=None)
+    if isinstance(choice, str):
+        turn.state = replace(turn.state, reason=choice)
+    elif not state.writing:
+        turn.persist(*choice)
+
+
+def _choose(state: State, peer: Peer) -> tuple[int, Role] | str:
+    """Term and role to take, or why to wait."""
     if peer.phase in RUNNING | {Phase.TAKING_OVER}:
         if peer.term < state.term:
-            turn.state = replace(state, reason=f"the peer runs the VM under the older term {peer.term}: "
-                                               f"this host knows of term {state.term}")
-        elif peer.phase in SPEAKING:
-            turn.persist(peer.term, Role.BACKUP)
-        else:
-            turn.state = replace(state, reason="the peer is bringing the VM up")
-    elif peer.phase is Phase.WAITING:
-        mine = (state.term, state.last is Role.PRIMARY, state.home)
-        other = (peer.term, peer.last is Role.PRIMARY, peer.home)
-        if mine > other:
-            turn.persist(max(state.term, peer.term) + 1, Role.PRIMARY)
-        else:
-            turn.state = replace(state, reason="the peer was active last, it starts the VM")
-    else:
-        turn.state = replace(state, reason=f"the peer is {peer.phase}")
+            return f"the peer runs the VM under the older term {peer.term}: this host knows of term {state.term}"
+        return (peer.term, Role.BACKUP) if peer.phase in SPEAKING else "the peer is bringing the VM up"
+    if peer.phase is not Phase.WAITING:
+        return f"the peer is {peer.phase}"
+    if not peer.settled:
+        return "the peer is still writing its term"
+    mine = (state.term, state.last is Role.PRIMARY, state.home)
+    if mine > (peer.term, peer.last is Role.PRIMARY, peer.home):
+        return max(state.term, peer.term) + 1, Role.PRIMARY
+    return "the peer was active last, it starts the VM"
 
 
 def _peer_says(turn: _Turn, peer: Peer) -> None:
@@ -428,10 +446,13 @@ def _peer_silent(turn: _Turn, reason: str) -> None:
 
 
 def _persisted(turn: _Turn, term: int, role: Role) -> None:
-    state = turn.state
-    if state.wanted == (term, role):
-        turn.state = state = replace(state, wanted=None)
-    turn.state = state = replace(state, term=term, last=role)
+    current = turn.state.wanted == (term, role)
+    turn.state = state = replace(turn.state, term=term, last=role, writing=turn.state.writing - 1,
+                                 wanted=None if current else turn.state.wanted)
+    if not current:
+        turn.effects.append(Tell())
+        _decide(turn)
+        return
     match state.phase:
         case Phase.WAITING if role is Role.PRIMARY:
             turn.to(Phase.STARTING, "starting the VM", StartVm())

@@ -51,6 +51,7 @@ class Told(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     last: core.Role
     role: core.Role
     home: bool
+    settled: bool
 
 
 class Protection:
@@ -65,6 +66,7 @@ class Protection:
         self.journal = Journal(name)
         self._events: deque[core.Event] = deque()
         self._stepping = False
+        self._persisting = asyncio.Lock()
         self._front: Front | None = None
         self._qemu: Qemu | None = None
         self._ram: GuestRam | None = None
@@ -152,18 +154,19 @@ class Protection:
 
     def _tell(self) -> None:
         state = self.state
-        told = Told(state.phase, state.term, state.last, state.role, state.home)
+        told = Told(state.phase, state.term, state.last, state.role, state.home, not state.writing)
         self._peer.send(Message(Type.STATE, self.id, state.term, 0, (msgspec.json.encode(told),)))
 
     async def _persist(self, term: int, role: core.Role) -> None:
-        while True:
-            try:
-                await asyncio.get_running_loop().run_in_executor(None, self._store.store, Reign(term, role))
-                break
-            except OSError as error:
-                log.error("%s: the term cannot be written to %s: %s; nothing is done under it until it can",
-                          self.name, self._config.host.state_dir, error)
-                await asyncio.sleep(core.RETRY)
+        async with self._persisting:  # in the order of the decisions
+            while True:
+                try:
+                    await asyncio.get_running_loop().run_in_executor(None, self._store.store, Reign(term, role))
+                    break
+                except OSError as error:
+                    log.error("%s: the term cannot be written to %s: %s; nothing is done under it until it can",
+                              self.name, self._config.host.state_dir, error)
+                    await asyncio.sleep(core.RETRY)
         self.post(core.Persisted(term, role))
 
     async def _ask(self, term: int) -> None:
@@ -196,7 +199,7 @@ class Protection:
                 told = msgspec.json.decode(decode_pieces(message), type=Told)
             except msgspec.DecodeError as error:
                 raise WireError(f"a state that cannot be read: {error}") from None
-            self.post(core.PeerSays(PeerView(told.phase, told.term, told.last, told.role, told.home)))
+            self.post(core.PeerSays(PeerView(told.phase, told.term, told.last, told.role, told.home, told.settled)))
         elif message.term != self.state.term:
             return  # the older term is refused; of a newer one STATE tells first
         elif message.type is Type.ACK:

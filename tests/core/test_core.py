@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The decision core: the ways a pair is meant to go, and random faults that must not break an invariant."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from appliance import core
+from appliance.core import Phase, Role
+from tests.core.simulation import Pair
+
+
+def phases(pair: Pair) -> dict[str, Phase | None]:
+    return {name: host.state.phase if host.state else None for name, host in pair.hosts.items()}
+
+
+@pytest.fixture
+def protected() -> Pair:
+    pair = Pair()
+    pair.relink()
+    pair.settle()
+    assert phases(pair) == {"alpha": Phase.PROTECTED, "beta": Phase.STANDBY}
+    return pair
+
+
+def test_home_host_starts_a_fresh_vm(protected: Pair) -> None:
+    assert protected.hosts["alpha"].disk == (1, Role.PRIMARY)
+    assert protected.hosts["beta"].disk == (1, Role.BACKUP)
+
+
+def test_alone_from_the_start_it_waits() -> None:
+    pair = Pair()
+    pair.tick()
+    assert phases(pair) == {"alpha": Phase.WAITING, "beta": Phase.WAITING}
+
+
+def test_crash_of_the_primary(protected: Pair) -> None:
+    protected.crash(protected.hosts["alpha"])
+    protected.settle()
+    assert phases(protected) == {"alpha": None, "beta": Phase.SOLO}
+    assert protected.hosts["beta"].disk == (2, Role.PRIMARY)
+    protected.boot(protected.hosts["alpha"])
+    protected.relink()
+    protected.settle()
+    assert phases(protected) == {"alpha": Phase.STANDBY, "beta": Phase.PROTECTED}
+
+
+def test_death_of_qemu_needs_no_grant(protected: Pair) -> None:
+    protected.arbiter = False
+    protected.kill_vm(protected.hosts["alpha"])
+    protected.settle()
+    assert phases(protected) == {"alpha": Phase.STANDBY, "beta": Phase.PROTECTED}
+
+
+def test_crash_of_the_backup(protected: Pair) -> None:
+    protected.crash(protected.hosts["beta"])
+    assert phases(protected)["alpha"] is Phase.ASKING and not protected.hosts["alpha"].free
+    protected.settle()
+    assert phases(protected)["alpha"] is Phase.SOLO
+
+
+def test_without_a_grant_both_stay_closed_and_recover(protected: Pair) -> None:
+    protected.arbiter = False
+    protected.unlink()
+    for _ in range(5):
+        for host in protected.hosts.values():
+            while host.todo:
+                protected.work(host)
+        protected.tick()
+    assert not any(host.free for host in protected.hosts.values())
+    protected.relink()
+    protected.settle()
+    assert phases(protected) == {"alpha": Phase.PROTECTED, "beta": Phase.STANDBY}
+
+
+def test_partition_has_one_speaker_and_heals(protected: Pair) -> None:
+    protected.unlink()
+    beta = protected.hosts["beta"]
+    while beta.todo:
+        protected.work(beta)  # beta asks first
+    protected.settle(20)
+    assert protected.hosts["beta"].free and not protected.hosts["alpha"].free
+    protected.relink()
+    protected.settle()
+    assert phases(protected) == {"alpha": Phase.STANDBY, "beta": Phase.PROTECTED}
+
+
+def test_power_loss_of_both_starts_the_last_active(protected: Pair) -> None:
+    protected.crash(protected.hosts["alpha"])
+    protected.settle()
+    protected.crash(protected.hosts["beta"])
+    for host in protected.hosts.values():
+        protected.boot(host)
+    protected.relink()
+    protected.settle()
+    assert phases(protected) == {"alpha": Phase.STANDBY, "beta": Phase.PROTECTED}
+    assert protected.hosts["beta"].disk == (3, Role.PRIMARY)
+
+
+def test_leaving_primary_hands_over(protected: Pair) -> None:
+    protected.arbiter = False
+    protected.feed(protected.hosts["alpha"], core.Leaving())
+    protected.settle(5)
+    assert phases(protected)["beta"] is Phase.SOLO
+
+
+def test_failed_replication_never_speaks_beside_a_whole_replica(protected: Pair) -> None:
+    alpha = protected.hosts["alpha"]
+    protected.feed(alpha, core.SyncFailed("disk of the tracker full"))
+    assert phases(protected)["alpha"] is Phase.ASKING and not alpha.free
+    protected.settle()
+    assert phases(protected) == {"alpha": Phase.PROTECTED, "beta": Phase.STANDBY}
+
+
+NAMES = st.sampled_from(["alpha", "beta"])
+
+
+class Faults(RuleBasedStateMachine):
+    """Anything may happen at any time; at the end the pair must find together again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pair = Pair()
+
+    @rule(name=NAMES, fails=st.sampled_from([False, False, False, True]))
+    def work(self, name: str, fails: bool) -> None:
+        self.pair.work(self.pair.hosts[name], fails=fails)
+
+    @rule(name=NAMES)
+    def deliver(self, name: str) -> None:
+        self.pair.deliver(self.pair.hosts[name])
+
+    @rule(name=NAMES)
+    def first_epoch(self, name: str) -> None:
+        self.pair.first_epoch(self.pair.hosts[name])
+
+    @rule(name=NAMES)
+    def first_ack(self, name: str) -> None:
+        self.pair.first_ack(self.pair.hosts[name])
+
+    @rule()
+    def settle(self) -> None:
+        self.pair.settle(8)
+
+    @rule(name=NAMES)
+    def crash(self, name: str) -> None:
+        self.pair.crash(self.pair.hosts[name])
+
+    @rule(name=NAMES)
+    def boot(self, name: str) -> None:
+        if self.pair.hosts[name].state is None:
+            self.pair.boot(self.pair.hosts[name])
+
+    @rule(name=NAMES)
+    def kill_vm(self, name: str) -> None:
+        self.pair.kill_vm(self.pair.hosts[name])
+
+    @rule(name=NAMES)
+    def sync_fails(self, name: str) -> None:
+        self.pair.feed(self.pair.hosts[name], core.SyncFailed("fault"))
+
+    @rule()
+    def cut(self) -> None:
+        self.pair.unlink()
+
+    @rule()
+    def join(self) -> None:
+        self.pair.relink()
+
+    @rule()
+    def tick(self) -> None:
+        self.pair.tick()
+
+    @invariant()
+    def one_speaker(self) -> None:
+        self.pair.check()
+
+    def teardown(self) -> None:
+        for host in self.pair.hosts.values():
+            if host.state is None:
+                self.pair.boot(host)
+        self.pair.relink()
+        self.pair.settle(400)
+        assert set(phases(self.pair).values()) == {Phase.PROTECTED, Phase.STANDBY}, phases(self.pair)
+
+
+Faults.TestCase.settings = settings(max_examples=200, stateful_step_count=60, deadline=None,
+                                    suppress_health_check=list(HealthCheck))
+TestFaults = Faults.TestCase
