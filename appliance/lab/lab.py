@@ -106,7 +106,7 @@ class Lab:
                 pid = lab.start(host, (extra_environment or {}).get(host, {})).pid
                 progress(f"{host}: service started, pid {pid}")
             deadline = time.monotonic() + timeout
-            lab.wait_protected(timeout, progress=progress, all_alive=True)
+            lab.wait_protected(timeout, progress=progress, strict=True)
             if options.kernel is None and options.initrd is None:
                 progress("the VM is protected; its guest is booting")
                 lab.wait_guest(max(0.0, deadline - time.monotonic()))
@@ -235,31 +235,40 @@ class Lab:
         raise Unavailable(f"the network of lab {self.name!r} is gone", f"holdfast lab down --name {self.name}")
 
     def wait_protected(
-        self, timeout: float = 120.0, *, progress: Progress = _quiet, all_alive: bool = False
+        self, timeout: float = 120.0, *, progress: Progress = _quiet, strict: bool = False
     ) -> dict[str, Any]:
         """Return the lab's status once one host runs the VM and the other holds a whole replica.
 
-        Raises TimedOut after `timeout` seconds; with `all_alive` raises Unavailable as soon as a service ends.
+        Raises TimedOut after `timeout` seconds; with `strict` raises Unavailable as soon as a service has ended
+        or has failed twice to bring the VM up.
         """
         deadline = time.monotonic() + timeout
         told: dict[str, str] = {}
+        failures = dict.fromkeys(HOSTS, 0)
         while True:
             vms = {host: (self.host_status(host) or {}).get("vms", {}).get(VM, {}) for host in HOSTS}
             for host, vm in vms.items():
                 line = _describe(vm)
                 if line and told.get(host) != line:
                     told[host] = line
+                    failures[host] += vm.get("phase") == "failed"
                     progress(f"{host}: {line}")
             if is_protected(vms):
                 return self.status()
-            for host in HOSTS if all_alive else ():
-                if self.service(host) is None:
-                    raise Unavailable(f"the service of {host} has ended", f"see {blueprint.log_path(self.name, host)}")
+            for host in HOSTS if strict else ():
+                self._require_working(host, told.get(host, ""), failures[host])
             if time.monotonic() >= deadline:
                 last = "; ".join(f"{host}: {told.get(host, 'no answer')}" for host in HOSTS)
                 raise TimedOut(f"the VM is not protected after {timeout:g} s ({last})", "see the logs of both hosts")
             time.sleep(POLL)
 
+
+    def _require_working(self, host: str, last: str, failures: int) -> None:
+        hint = "its log says more; lab up --keep leaves a failed lab to look into"
+        if self.service(host) is None:
+            raise Unavailable(f"the service of {host} has ended", hint)
+        if failures >= 2:
+            raise Unavailable(f"{host}: {last}", hint)
 
     def wait_guest(self, timeout: float = 60.0) -> None:
         """Return once the redis of our guest image answers the client. Raises TimedOut after `timeout` seconds."""

@@ -89,7 +89,7 @@ def ours(lab: str, *places: str) -> Iterator[Process]:
         with contextlib.suppress(OSError):
             namespaces.add((topology.NETNS_DIR / topology.netns(lab, place)).stat().st_ino)
     for entry in os.listdir("/proc") if namespaces else ():
-        if entry.isdigit() and _carries_mark(entry, lab, namespaces):
+        if entry.isdigit() and int(entry) != os.getpid() and _carries_mark(entry, lab, namespaces):
             found = process(int(entry))
             if found is not None and found.alive:
                 yield found
