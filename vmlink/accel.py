@@ -74,7 +74,8 @@ async def _runs_firmware(qemu: str) -> bool:
     seen = bytearray()
     done = asyncio.Event()
     loop = asyncio.get_running_loop()
-    read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    read_end, write_end = os.pipe2(os.O_CLOEXEC)
+    os.set_blocking(read_end, False)
     try:
         child = Child.spawn([qemu, *_ARGUMENTS], stdout=write_end)
     finally:

@@ -16,8 +16,9 @@ import re
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
-from qemu.qmp import ConnectError, ExecInterruptedError, ExecuteError, QMPClient, QMPError
+from qemu.qmp import ConnectError, ExecInterruptedError, ExecuteError, QMPClient, QMPError, StateError
 from qemu.qmp.message import Message
 
 from vmlink.errors import VmError
@@ -33,10 +34,21 @@ CALL_TIMEOUT = 5.0
 _STATE_ROOM = 64 << 20
 """Bytes; a device state larger than this is refused. An ordinary VM has 0.1 to 1 MiB."""
 
-_POLL = 0.001
-"""Seconds between looks at the run state while device state loads, in case the event is missed."""
+_LOADING = "loading the device state"
 
-_DONE_LOADING = frozenset({"running", "paused", "postmigrate", "prelaunch"})
+_POLL = 0.001
+"""Seconds between looks at the run state while device state loads."""
+
+_DEATH_WAIT = 0.5
+"""Seconds to learn why QEMU died after its connection broke."""
+
+
+class Process(Protocol):
+    """What is asked about the process behind the connection."""
+
+    async def condition(self, wait: float) -> str:
+        """In words: how it ended, or what it does; waits up to `wait` seconds for its end."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -50,7 +62,11 @@ class RamBlock:
 
 
 class _Client(QMPClient):
-    """QMPClient without history: events go to one callback, messages are not formatted for logs."""
+    """QMPClient without history, made fast: the checkpoint waits for three calls.
+
+    Events go to one callback, messages are not formatted for logs, and a command is written at once instead
+    of by a task of its own.
+    """
 
     def __init__(self, name: str, on_event: Callable[[str, Mapping[str, object]], None]) -> None:
         super().__init__(name)
@@ -59,6 +75,17 @@ class _Client(QMPClient):
     async def _event_dispatch(self, msg: Message) -> None:
         data = msg.get("data")
         self._on_event(str(msg["event"]), data if isinstance(data, dict) else {})
+
+    async def _issue(self, msg: Message) -> str | None:
+        number = msg.get("id")
+        assert isinstance(number, str)
+        self._pending[number] = asyncio.Queue(maxsize=1)
+        try:
+            self._do_send(msg)
+        except BaseException:
+            del self._pending[number]
+            raise
+        return number
 
     def _cb_outbound(self, msg: Message) -> Message:
         return msg
@@ -70,52 +97,55 @@ class _Client(QMPClient):
 class Monitor:
     """The QMP connection of one QEMU. Use `connect`; `close` ends it, QEMU runs on."""
 
-    def __init__(self, name: str, state_fd: int, describe: Callable[[], str]) -> None:
+    def __init__(self, name: str, state_fd: int, process: Process) -> None:
         self._client = _Client(name, self._event)
         self._state_fd = state_fd
-        self._describe = describe
+        self._process = process
+        self._feed: socket.socket | None = None
         self._running = asyncio.Event()
         self._saving = False
         self._shutdown = ""
         self.version = ""
+        self.timeout = CALL_TIMEOUT
 
     @classmethod
-    async def connect(cls, sock: socket.socket, *, name: str, state_fd: int, describe: Callable[[], str],
+    async def connect(cls, sock: socket.socket, *, name: str, state_fd: int, process: Process,
                       timeout: float = CALL_TIMEOUT) -> Monitor:
         """Greet the QEMU at the other end of `sock` (which is ours from now on).
 
         `state_fd` is a memfd that QEMU has inherited under the same number: device state is saved into it.
-        `describe()` says what is known of the process ("" as long as it lives). Raises VmError.
+        Raises VmError.
         """
-        self = cls(name, state_fd, describe)
+        self = cls(name, state_fd, process)
         try:
             await asyncio.wait_for(self._client.connect(sock), timeout)
         except TimeoutError:
-            raise self._error("the QMP greeting", f"no answer for {timeout:g} s") from None
-        except (ConnectError, QMPError, OSError, EOFError) as error:
-            raise self._error("the QMP greeting", _cause(error)) from error
+            raise await self._error("the QMP greeting", f"no answer for {timeout:g} s") from None
+        except (QMPError, OSError, EOFError) as error:
+            raise await self._error("the QMP greeting", _cause(error), gone=True) from error
         greeting = self._client.greeting
         if greeting is not None:
             self.version = _version(greeting._asdict())
         return self
 
     async def call(self, command: str, arguments: Mapping[str, object] | None = None, *,
-                   timeout: float = CALL_TIMEOUT) -> object:
-        """Run one QMP command and return its answer.
+                   within: str = "") -> object:
+        """Run one QMP command and return its answer; it may take `self.timeout` seconds.
 
-        Raises VmError; after a time-out the command may still run, or run later.
+        Raises VmError, which names the command, or `within` where it is a part of something larger. After a
+        time-out the command may still run, or run later.
         """
+        name = within or command
         try:
-            return await asyncio.wait_for(self._client.execute(command, arguments), timeout)
+            async with asyncio.timeout(self.timeout):
+                return await self._client.execute(command, arguments)
         except TimeoutError:
-            raise self._error(command, f"no answer for {timeout:g} s",
-                              "QEMU hangs or the host is overloaded; it has to be killed") from None
+            raise await self._error(name, f"no answer for {self.timeout:g} s",
+                                    "QEMU hangs or the host is overloaded; it has to be killed") from None
         except ExecuteError as error:
-            raise self._error(command, f"QEMU says: {error}") from error
-        except ExecInterruptedError as error:
-            raise self._error(command, "QEMU closed the connection") from error
+            raise await self._error(name, f"QEMU says: {error}") from error
         except (QMPError, OSError, EOFError, AssertionError) as error:
-            raise self._error(command, _cause(error)) from error
+            raise await self._error(name, _cause(error), gone=True) from error
 
     async def stop(self) -> None:
         """Pause the VM; its disks are flushed when this returns."""
@@ -127,7 +157,10 @@ class Monitor:
 
     async def status(self) -> str:
         """QEMU's run state: "running", "paused", "inmigrate", "prelaunch", "shutdown", ..."""
-        answer = await self.call("query-status")
+        return await self._status()
+
+    async def _status(self, within: str = "") -> str:
+        answer = await self.call("query-status", within=within)
         return str(answer.get("status")) if isinstance(answer, dict) else "unknown"
 
     async def save_devices(self) -> bytes:
@@ -136,17 +169,35 @@ class Monitor:
         Raises VmError, also when one is being saved already.
         """
         if self._saving:
-            raise self._error("xen-save-devices-state", "the last one has not finished")
+            raise await self._error("xen-save-devices-state", "the last one has not finished")
         self._saving = True
         try:
             await self.call("xen-save-devices-state",
                             {"filename": f"/proc/self/fd/{self._state_fd}", "live": False})
             size = os.fstat(self._state_fd).st_size
             if not 0 < size <= _STATE_ROOM:
-                raise self._error("xen-save-devices-state", f"it wrote {size} bytes")
+                raise await self._error("xen-save-devices-state", f"it wrote {size} bytes")
             return os.pread(self._state_fd, size, 0)
         finally:
             self._saving = False
+
+    async def expect_devices(self) -> None:
+        """Have a QEMU that waits with `-incoming defer` ready to read a device state, which saves a takeover 1 ms.
+
+        Idempotent. Raises VmError.
+        """
+        if self._feed is not None:
+            return
+        ours, theirs = socket.socketpair()
+        try:
+            ours.setblocking(False)
+            with theirs:
+                await self._hand_fd("device-state", theirs.fileno())
+            await self.call("migrate-incoming", {"uri": "fd:device-state"}, within=_LOADING)
+        except BaseException:
+            ours.close()
+            raise
+        self._feed = ours
 
     async def load_devices(self, state: Buffer, *, timeout: float = CALL_TIMEOUT) -> None:
         """Load a saved device state into a QEMU that waits with `-incoming defer`; returns when the VM runs.
@@ -154,45 +205,46 @@ class Monitor:
         Raises VmError: the state does not fit this QEMU, QEMU died, or it took longer than `timeout` seconds.
         A QEMU that refused a state is of no more use.
         """
-        ours, theirs = socket.socketpair()
+        self._running.clear()
         try:
-            ours.setblocking(False)
-            self._running.clear()
-            with theirs:
-                await self._hand_fd("device-state", theirs.fileno())
-            await asyncio.wait_for(self._load(ours, state), timeout)
+            async with asyncio.timeout(timeout):
+                await self.expect_devices()
+                assert self._feed is not None
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                    # A QEMU that stops reading says why when it is asked for its status.
+                    await asyncio.get_running_loop().sock_sendall(self._feed, state)
+                    self._feed.shutdown(socket.SHUT_WR)
+                await self._until_running()
         except TimeoutError:
-            raise self._error("migrate-incoming", f"the VM did not run after {timeout:g} s") from None
+            raise await self._error(_LOADING, f"the VM does not run after {timeout:g} s") from None
         finally:
-            ours.close()
+            self._close_feed()
 
-    async def _load(self, sock: socket.socket, state: Buffer) -> None:
-        incoming = asyncio.ensure_future(self.call("migrate-incoming", {"uri": "fd:device-state"}))
-        try:
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                # A QEMU that stops reading says why below.
-                await asyncio.get_running_loop().sock_sendall(sock, state)
-                sock.shutdown(socket.SHUT_WR)
-            await incoming
-        finally:
-            incoming.cancel()
-        while not self._running.is_set():
+    async def _until_running(self) -> None:
+        """Returns with the RESUME event, or when QEMU says so: an event alone could be missed."""
+        while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._running.wait(), _POLL)
+                async with asyncio.timeout(_POLL):
+                    await self._running.wait()
+                    return
+            state = await self._status(_LOADING)
+            if state == "running":
                 return
-            state_now = await self.status()
-            if state_now == "running":
-                return
-            if state_now in _DONE_LOADING:
-                raise self._error("migrate-incoming", f"the VM is {state_now} after loading")
+            if state != "inmigrate":
+                raise await self._error(_LOADING, f"the VM is {state} afterwards")
 
     async def _hand_fd(self, name: str, fd: int) -> None:
         """Give QEMU a descriptor under a name."""
         try:
             self._client.send_fd_scm(fd)
         except (QMPError, OSError, AssertionError) as error:
-            raise self._error("getfd", _cause(error)) from error
-        await self.call("getfd", {"fdname": name})
+            raise await self._error(_LOADING, _cause(error), gone=True) from error
+        await self.call("getfd", {"fdname": name}, within=_LOADING)
+
+    def _close_feed(self) -> None:
+        if self._feed is not None:
+            self._feed.close()
+            self._feed = None
 
     async def ramblocks(self) -> list[RamBlock]:
         """QEMU's memory blocks: the guest RAM, ROMs, video memory, flash."""
@@ -206,6 +258,8 @@ class Monitor:
 
     async def close(self) -> None:
         """End the connection. Idempotent; never raises for a QEMU that is gone."""
+        self._close_feed()
+        # disconnect() raises what ended the reader, EOFError for instance.
         with contextlib.suppress(Exception):
             await asyncio.wait_for(self._client.disconnect(), CALL_TIMEOUT)
 
@@ -215,14 +269,15 @@ class Monitor:
         elif name == "SHUTDOWN":
             self._shutdown = str(data.get("reason", "unknown"))
 
-    def _error(self, command: str, cause: str, hint: str = "") -> VmError:
-        known = self._describe()
-        return VmError(f"{command}: {cause}" + (f" ({known})" if known else ""), hint)
+    async def _error(self, command: str, cause: str, hint: str = "", *, gone: bool = False) -> VmError:
+        """With what is known of QEMU. `gone`: the connection broke, so its death is waited for a moment."""
+        known = await self._process.condition(wait=_DEATH_WAIT if gone else 0.0)
+        return VmError(f"{command}: {cause} ({known})", hint)
 
 
 def _cause(error: BaseException) -> str:
     inner = error.exc if isinstance(error, ConnectError) else error
-    if isinstance(inner, EOFError):
+    if isinstance(inner, EOFError | ExecInterruptedError | StateError):
         return "QEMU closed the connection"
     return str(inner) or type(inner).__name__
 

@@ -23,6 +23,9 @@ WORDS_LIMIT = 16 << 10
 KILL_TIMEOUT = 10.0
 """Seconds until a killed process has to be gone."""
 
+_IF_PARENT_LIVES = '[ "$PPID" = "$0" ] && exec "$@"'
+"""For sh: a parent that died before the death signal was asked for is noticed only by looking afterwards."""
+
 
 class Child:
     """One child process. `pid`; `died()` waits for its end; `kill()` ends it. Use `spawn`."""
@@ -53,11 +56,13 @@ class Child:
             raise VmError("setpriv not found", "install util-linux")
         # `env` and not our own environment: what is added is for the program alone, not for setpriv.
         added = ["env", *(f"{name}={value}" for name, value in environment.items())] if environment else []
-        read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        guarded = [setpriv, "--pdeathsig", "KILL", "--", "sh", "-c", _IF_PARENT_LIVES, str(os.getpid())]
+        read_end, write_end = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(read_end, False)
         try:
-            popen = subprocess.Popen([setpriv, "--pdeathsig", "KILL", "--", *added, *command],
-                                     stdin=subprocess.DEVNULL, stdout=stdout or subprocess.DEVNULL,
-                                     stderr=write_end, pass_fds=pass_fds, start_new_session=True, cwd="/")
+            popen = subprocess.Popen([*guarded, *added, *command], stdin=subprocess.DEVNULL,
+                                     stdout=stdout or subprocess.DEVNULL, stderr=write_end,
+                                     pass_fds=pass_fds, start_new_session=True, cwd="/")
         except OSError as error:
             os.close(read_end)
             raise VmError(f"cannot start {command[0]}: {error.strerror}") from error
@@ -68,6 +73,12 @@ class Child:
     async def died(self) -> str:
         """Wait for the end of the process; returns its cause ("killed by signal 9", "exited with 1: ...")."""
         return await asyncio.shield(self._end)
+
+    async def condition(self, wait: float = 0.0) -> str:
+        """In words: how it ended, or what it does now; waits up to `wait` seconds for its end."""
+        if wait and not self._end.done():
+            await asyncio.wait((self._end,), timeout=wait)
+        return f"process {self.pid} {self.ended or 'is ' + _activity(self.pid)}"
 
     @property
     def ended(self) -> str:
@@ -90,16 +101,17 @@ class Child:
         lines = self._words.decode(errors="replace").strip().splitlines()
         return "\n".join(lines[-8:])
 
-    def _read_words(self) -> None:
+    def _read_words(self) -> bool:
+        """Take what is in the pipe; False when there was nothing."""
         try:
             data = os.read(self._words_fd, WORDS_LIMIT)
         except BlockingIOError:
-            return
-        if not data:
-            self._close_words()
-            return
+            return False
         self._words += data
         del self._words[:-WORDS_LIMIT]
+        if not data:
+            self._close_words()
+        return bool(data)
 
     def _close_words(self) -> None:
         if self._words_fd >= 0:
@@ -111,13 +123,23 @@ class Child:
         self._loop.remove_reader(self._pidfd)
         code = self._popen.wait()
         os.close(self._pidfd)
-        # What it said last may still be in the pipe; children of its own may hold the pipe open.
-        while self._words_fd >= 0:
-            before = len(self._words), bytes(self._words[-64:])
-            self._read_words()
-            if before == (len(self._words), bytes(self._words[-64:])):
-                break
+        # What it said last may still be in the pipe; whoever else holds the pipe is not waited for.
+        while self._words_fd >= 0 and self._read_words():
+            pass
         self._close_words()
         cause = f"killed by signal {-code}" if code < 0 else f"exited with {code}"
         words = self.words()
         self._end.set_result(f"{cause}: {words}" if words else cause)
+
+
+_ACTIVITIES = {"R": "running", "S": "waiting", "D": "hanging in the kernel", "T": "stopped by a signal",
+               "t": "stopped by a debugger", "Z": "dead"}
+
+
+def _activity(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            state = file.read().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return "gone"
+    return _ACTIVITIES.get(state, f"in state {state}")

@@ -89,13 +89,12 @@ class Qemu:
             undo.push_async_callback(child.kill)
             name = f"VM {vm.name}"
             monitor = await _unless_dead(child, name, Monitor.connect(
-                qmp, name=vm.name, state_fd=state_fd, describe=lambda: _describe(child), timeout=timeout))
+                qmp, name=vm.name, state_fd=state_fd, process=child, timeout=timeout))
             undo.push_async_callback(monitor.close)
             faults = _take_userfaultfd(shim)
             if faults[0] is not None:
                 undo.callback(os.close, faults[0])
-            if not incoming:
-                await _unless_dead(child, name, monitor.cont())
+            await _unless_dead(child, name, monitor.expect_devices() if incoming else monitor.cont())
             undo.pop_all()
         shim.close()
         return cls(vm, child, monitor, console, state_fd, command, chosen, faults)
@@ -144,7 +143,7 @@ def _shim_environment(fd: int) -> dict[str, str]:
         return {}
     others = os.environ.get("LD_PRELOAD")
     return {"LD_PRELOAD": f"{path}:{others}" if others else str(path),
-            "HOLDFAST_SHIM_FD": str(fd), "HOLDFAST_SHIM_PARENT": str(os.getpid())}
+            "HOLDFAST_SHIM_FD": str(fd)}
 
 
 def _take_userfaultfd(sock: socket.socket) -> tuple[int | None, str]:
@@ -164,10 +163,6 @@ def _take_userfaultfd(sock: socket.socket) -> tuple[int | None, str]:
             return None, "the kernel has no asynchronous write-protection (Linux 6.7 has)"
         return None, f"QEMU could not make a userfaultfd: {os.strerror(error)}"
     return None, "the userfaultfd shim was not loaded into QEMU"
-
-
-def _describe(child: Child) -> str:
-    return f"QEMU {child.ended}" if child.ended else ""
 
 
 async def _unless_dead(child: Child, name: str, work: Awaitable[_T]) -> _T:

@@ -6,10 +6,8 @@
  * and before main. Everything else (registering, protecting, scanning) works from outside. The handshake of
  * features is done here too: a descriptor allows it only once.
  *
- *   HOLDFAST_SHIM_FD      connected UNIX socket that takes the answer; closed afterwards
- *   HOLDFAST_SHIM_PARENT  process id of the service; when it is gone already, so must we be
- *
- * The answer is one message: "HFUF", then errno as a native int (0: the descriptor comes with it).
+ * HOLDFAST_SHIM_FD is the number of a connected UNIX socket that takes the answer, one message: "HFUF", then
+ * errno as a native int (0: the descriptor comes with it).
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -75,21 +73,17 @@ static void hand_over(int sock, int fd, int error)
 		header->cmsg_len = CMSG_LEN(sizeof(int));
 		memcpy(CMSG_DATA(header), &fd, sizeof(int));
 	}
-	/* When nobody listens any more the service is gone: the check of the parent deals with that. */
+	/* When nobody listens any more, nobody misses it. */
 	(void)!sendmsg(sock, &msg, MSG_NOSIGNAL);
 }
 
 __attribute__((constructor)) static void holdfast_shim(void)
 {
 	const char *number = getenv("HOLDFAST_SHIM_FD");
-	const char *parent = getenv("HOLDFAST_SHIM_PARENT");
 	const char *preload = getenv("LD_PRELOAD");
 
 	if (!number)
 		return;
-	/* The death signal was asked for before exec; a parent that died before that is noticed only here. */
-	if (parent && getppid() != atoi(parent))
-		_exit(127);
 
 	int sock = atoi(number);
 	int fd = make_userfaultfd();
@@ -105,5 +99,4 @@ __attribute__((constructor)) static void holdfast_shim(void)
 	else
 		unsetenv("LD_PRELOAD");
 	unsetenv("HOLDFAST_SHIM_FD");
-	unsetenv("HOLDFAST_SHIM_PARENT");
 }

@@ -83,7 +83,8 @@ def arguments(spec: VmSpec, accel: str, fds: Inherited, *, incoming: bool) -> li
         "-msg", "timestamp=off",
         "-accel", "tcg,thread=multi" if accel == "tcg" else accel,
         # Without the description section: a device state has to be loadable as it was saved.
-        "-machine", "q35,memory-backend=ram,suppress-vmdesc=on",
+        # Devices that no guest of ours uses only make the device state longer.
+        "-machine", "q35,memory-backend=ram,suppress-vmdesc=on,sata=off,smbus=off,vmport=off,i8042=off",
         "-m", f"{spec.memory_bytes // _MIB}M",
         "-smp", str(spec.vcpus),
         "-object", f"memory-backend-file,id=ram,size={spec.memory_bytes},share=on,"
@@ -91,6 +92,10 @@ def arguments(spec: VmSpec, accel: str, fds: Inherited, *, incoming: bool) -> li
         # The saved stream has no configuration section. We announce the VM ourselves after a takeover.
         "-global", "migration.send-configuration=off",
         "-global", "migration.announce-rounds=0",
+        # Without the tables of the modern interface the device state is 25 KB instead of 125 KB and is taken
+        # in half the time. A guest that needs them: extra_args -global virtio-pci.disable-modern=off
+        "-global", "virtio-pci.disable-modern=on",
+        "-global", "virtio-pci.disable-legacy=off",
         "-chardev", f"socket,id=console,fd={fds.console}", "-serial", "chardev:console",
         "-chardev", f"socket,id=qmp,fd={fds.qmp}", "-mon", "chardev=qmp,mode=control",
         "-netdev", f"tap,id=net0,fd={fds.tap},vhost=off",
