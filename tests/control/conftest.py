@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A control server in a thread of its own, as the service has it in its loop."""
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.control import ControlServer
+from appliance.errors import Unsafe
+
+
+class Running:
+    """A running server and what its loop can tell."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.loop = asyncio.new_event_loop()
+        self.server = ControlServer(path, {"echo": self._echo, "refuse": self._refuse, "break": self._break,
+                                           "big": self._big, "stall": self._stall})  # fmt: skip
+        self.cancelled = 0
+        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self._thread.start()
+        self.run(self.server.start())
+
+    def run(self, coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(10)
+
+    def stop(self) -> None:
+        self.run(self.server.close())
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(10)
+        self.loop.close()
+
+    async def _echo(self, args: dict[str, Any]) -> dict[str, Any]:
+        return args
+
+    async def _refuse(self, args: dict[str, Any]) -> dict[str, Any]:
+        raise Unsafe("the backup is behind", "wait")
+
+    async def _break(self, args: dict[str, Any]) -> dict[str, Any]:
+        return {"figure": 1 // 0}
+
+    async def _big(self, args: dict[str, Any]) -> dict[str, Any]:
+        return {"text": "x" * args["bytes"]}
+
+    async def _stall(self, args: dict[str, Any]) -> dict[str, Any]:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.cancelled += 1
+        return {}
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Running]:
+    before = set(os.listdir("/proc/self/fd"))
+    running = Running(tmp_path / "control.sock")
+    yield running
+    running.stop()
+    assert not running.path.exists(), "the socket is left behind"
+    assert len(os.listdir("/proc/self/fd")) <= len(before), "a descriptor is left open"
+
+
+@pytest.fixture
+def until() -> Callable[[Callable[[], object]], None]:
+    """Waits until something holds, at most 5 s."""
+
+    def wait(holds: Callable[[], object]) -> None:
+        deadline = time.monotonic() + 5
+        while not holds():
+            assert time.monotonic() < deadline, "it never came true"
+            time.sleep(0.005)
+
+    return wait
