@@ -120,9 +120,11 @@ class PeerUp:
 
 @dataclass(frozen=True)
 class PeerDown:
-    """No link to the peer is left."""
+    """No link to the peer is left. `stalled`: this host itself stood still lately, so the silence may be its own
+    and the peer may have taken over meanwhile."""
 
     reason: str
+    stalled: bool = False
 
 
 @dataclass(frozen=True)
@@ -299,9 +301,12 @@ def step(state: State, event: Event, now: float) -> tuple[State, list[Effect]]:
         case PeerUp():
             turn.state = replace(state, peer_up=True, peer=None)
             turn.effects.append(Tell())
-        case PeerDown(reason):
+        case PeerDown(reason, stalled):
             turn.state = replace(state, peer_up=False, peer=None)
             _peer_silent(turn, reason)
+            if stalled and turn.state.phase is Phase.ASKING:  # look for the peer before asking for its term
+                turn.effects = [effect for effect in turn.effects if not isinstance(effect, Ask)]
+                turn.state = replace(turn.state, retry_at=now + RETRY)
         case PeerSays(peer):
             turn.state = replace(state, peer_up=True, peer=peer)
             _peer_says(turn, peer)

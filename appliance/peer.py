@@ -28,11 +28,15 @@ LOOSE_QUEUE = 64
 """Messages that may wait on a link before one that may be lost is not even queued."""
 
 
+STALL_MEMORY = 1.0
+"""Seconds for which a stall of this process makes it doubt that the peer fell silent."""
+
+
 class Handler(Protocol):
     """Who hears of the peer."""
 
     def peer_up(self) -> None: ...
-    def peer_down(self, reason: str) -> None: ...
+    def peer_down(self, reason: str, stalled: bool) -> None: ...
 
     async def message(self, message: Message) -> None:
         """A message, in order. Raises WireError when it makes no sense: the session ends."""
@@ -55,6 +59,8 @@ class Peer:
         self._clocks: dict[str, tuple[int, int]] = {}
         self._watch: CarrierWatch | None = None
         self._ticker: asyncio.Task[None] | None = None
+        self._ticked = time.monotonic()
+        self._stalled = -STALL_MEMORY
 
     def start(self) -> None:
         """Begin. Raises Unavailable when a link's address cannot be used."""
@@ -152,7 +158,9 @@ class Peer:
         self._sender, self._receiver = Sender(self._window), Receiver()
         self._freed.set()
         reasons = ", ".join(f"{each.name}: {each.reason}" for each in self.links)
-        self._handler.peer_down(f"no link left ({reasons})")
+        self._notice_stall()
+        stalled = time.monotonic() - self._stalled < STALL_MEMORY
+        self._handler.peer_down(f"no link left ({reasons})", stalled)
 
     def _move(self, link: Link) -> None:
         """The stream goes on over `link`; what the peer may have missed is sent again."""
@@ -191,20 +199,26 @@ class Peer:
 
     async def _tick(self) -> None:
         timing = self._config.timing
-        last = time.monotonic()
         while True:
             await asyncio.sleep(timing.hello)
-            now = time.monotonic()
+            now, stalled = time.monotonic(), self._notice_stall()
             self._look_at_carriers()
             for link in self.links:
                 if link.up:
                     self._beat(link)
-            # After a pause of our own, what the peer sent meanwhile must be read before it is judged.
-            if now - last < timing.timeout / 2:
+            if not stalled:  # else what the peer sent meanwhile must be read before it is judged
                 for link in self.links:
                     if link.up and now - link.heard > timing.timeout:
                         link.drop(f"silent for {(now - link.heard) * 1e3:.0f} ms")
-            last = now
+
+    def _notice_stall(self) -> bool:
+        """Did this process stand still until now for so long that the peer may have given it up?"""
+        now = time.monotonic()
+        stalled = now - self._ticked > self._config.timing.timeout / 2
+        self._ticked = now
+        if stalled:
+            self._stalled = now
+        return stalled
 
     def _beat(self, link: Link) -> None:
         now = time.monotonic_ns()

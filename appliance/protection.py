@@ -188,9 +188,9 @@ class Protection:
         self.journal.event("peer-up")
         self.post(core.PeerUp())
 
-    def peer_down(self, reason: str) -> None:
-        self.journal.event("peer-down", reason=reason)
-        self.post(core.PeerDown(reason))
+    def peer_down(self, reason: str, stalled: bool) -> None:
+        self.journal.event("peer-down", reason=reason, stalled=stalled)
+        self.post(core.PeerDown(reason, stalled))
 
     async def message(self, message: Message) -> None:
         """A message about this VM, in order. Raises WireError when it makes no sense."""

@@ -70,9 +70,9 @@ class Service:
         for vm in self.vms.values():
             vm.peer_up()
 
-    def peer_down(self, reason: str) -> None:
+    def peer_down(self, reason: str, stalled: bool) -> None:
         for vm in self.vms.values():
-            vm.peer_down(reason)
+            vm.peer_down(reason, stalled)
 
     async def message(self, message: Message) -> None:
         vm = self._by_id.get(message.vm)
