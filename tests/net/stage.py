@@ -165,9 +165,7 @@ def frame(payload: bytes, proto: int = PLAIN, *, dst: str = CLIENT_MAC, src: str
 
 
 def numbered(first: int, count: int, size: int = 60) -> list[bytes]:
-    return [
-        frame(number.to_bytes(4, "big").ljust(size - 14, b"\0")) for number in range(first, first + count)
-    ]
+    return [frame(number.to_bytes(4, "big").ljust(size - 14, b"\0")) for number in range(first, first + count)]
 
 
 def numbers(frames: list[bytes]) -> list[int]:

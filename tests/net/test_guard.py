@@ -58,9 +58,7 @@ def test_a_frame_beyond_the_commit_is_early(stage: Stage, play: Callable[..., No
 
 
 @pytest.mark.parametrize("committed", [0xFFFF, 0x10000, 0x10001, 0x7FFF, 0x8000, (1 << 40) + 3])
-def test_the_boundary_survives_the_wrap_of_the_stamp(
-    stage: Stage, play: Callable[..., None], committed: int
-) -> None:
+def test_the_boundary_survives_the_wrap_of_the_stamp(stage: Stage, play: Callable[..., None], committed: int) -> None:
     sniffer = stage.sniff()
 
     async def scene(front: Front) -> None:
