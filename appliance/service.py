@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -17,6 +18,7 @@ from appliance.arbiter import NoArbiter
 from appliance.control import ControlServer
 from appliance.peer import Peer
 from appliance.protection import Protection
+from vmlink import priority
 from vmlink.wire import Message, WireError, vm_id
 
 log = logging.getLogger("holdfast")
@@ -48,6 +50,7 @@ class Service:
                 await vm.start()
             await self._control.start()
             self.peer.start()
+            gc.freeze()  # what lives as long as the service need not be looked at by each collection
             log.info("host %s is ready, its peer is %s", self._config.host.name, self._config.peer.name)
             if ready_fd is not None:
                 with contextlib.suppress(OSError):
@@ -98,5 +101,6 @@ def main(config: cfg.Config, ready_fd: int | None = None) -> int:
     logging.basicConfig(stream=sys.stderr, level=config.host.log.upper(),
                         format="%(asctime)s.%(msecs)03d %(levelname)-7s %(name)s: %(message)s",
                         datefmt="%H:%M:%S")
+    priority.lead_alone()
     asyncio.run(Service(config).run(ready_fd))
     return 0

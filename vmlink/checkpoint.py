@@ -15,7 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
-from vmlink import inject
+from vmlink import inject, priority
 from vmlink.wire import (
     CHUNK_PAGES,
     MAX_PAYLOAD,
@@ -82,7 +82,7 @@ class Checkpointer:
 
     def __init__(self, vm: Vm, tracker: DirtyTracker, pages: PageData) -> None:
         self._vm, self._tracker, self._ram = vm, tracker, pages
-        self._worker = ThreadPoolExecutor(1, "copy")
+        self._worker = ThreadPoolExecutor(1, "copy", initializer=priority.lead)
 
     def close(self) -> None:
         self._worker.shutdown(wait=False, cancel_futures=True)
@@ -98,11 +98,16 @@ class Checkpointer:
         """
         loop = asyncio.get_running_loop()
         begun = time.monotonic()
-        await self._vm.stop()
+        # QEMU takes commands in order: the state follows the stop without waiting for us in between.
+        stopping, saving = asyncio.ensure_future(self._vm.stop()), asyncio.ensure_future(self._vm.save_devices())
+        try:
+            await stopping
+        except BaseException:
+            saving.cancel()
+            raise
         stopped = time.monotonic()
         at_stop()
         inject.point("checkpoint.stopped")
-        saving = asyncio.ensure_future(self._vm.save_devices())
         copying = loop.run_in_executor(self._worker, self._collect)
         await asyncio.wait_for(asyncio.gather(saving, copying), SCAN_TIMEOUT)
         device = bytes(saving.result())

@@ -17,7 +17,7 @@ from collections.abc import Awaitable
 from pathlib import Path
 from typing import TypeVar
 
-from vmlink import accel, spec
+from vmlink import accel, priority, spec
 from vmlink.console import Console
 from vmlink.errors import VmError
 from vmlink.monitor import Monitor
@@ -95,6 +95,7 @@ class Qemu:
             if faults[0] is not None:
                 undo.callback(os.close, faults[0])
             await _unless_dead(child, name, monitor.expect_devices() if incoming else monitor.cont())
+            priority.lead(child.pid)  # its main thread alone: it answers QMP, the CPUs are other threads
             undo.pop_all()
         shim.close()
         return cls(vm, child, monitor, console, state_fd, command, chosen, faults)
