@@ -9,14 +9,17 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
-import appliance
-from appliance.errors import HoldfastError
+from appliance.errors import HoldfastError, Unavailable
+from appliance.lab import topology
+from appliance.lab.lab import Lab
+from appliance.lab.processes import package_root
 from appliance.lab.recording import Recording
 
+ALL = "incr,set,download,echo,ping"
 STOP_S = 100.0  # an operation may wait 15 s for its answer, reading back may take 60 s
 
 
@@ -28,15 +31,22 @@ class Driver:
         self.out = out
 
     @classmethod
-    def start(cls, out: Path, options: Sequence[str], *, netns: str | None = None) -> Driver:
-        """Start in namespace `netns` (None: here). `options` are those of appliance.lab.workload without --out.
+    def start(
+        cls,
+        out: Path,
+        options: Sequence[str],
+        *,
+        inside: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> Driver:
+        """Start it; `options` are those of appliance.lab.workload without --out.
 
-        Raises HoldfastError when the process cannot be started.
+        inside: the words before the command that lead into the client's namespace. Raises HoldfastError when
+        the process cannot be started.
         """
-        inside = [] if netns is None else ["ip", "netns", "exec", netns]
         command = [*inside, sys.executable, "-m", "appliance.lab.workload", "--out", str(out), *options]
-        root = str(Path(appliance.__file__).parent.parent)
-        path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
+        base = dict(os.environ if environment is None else environment)
+        base["PYTHONPATH"] = os.pathsep.join(filter(None, [str(package_root()), base.get("PYTHONPATH", "")]))
         out.unlink(missing_ok=True)
         try:
             process = subprocess.Popen(
@@ -44,12 +54,21 @@ class Driver:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "PYTHONPATH": path},
+                env=base,
                 start_new_session=True,  # Ctrl-C is for us; we stop it
             )
         except OSError as error:
             raise HoldfastError(f"the workload does not start: {error}", "is iproute2 installed?") from error
         return cls(process, out)
+
+    @classmethod
+    def in_lab(cls, lab: Lab, out: Path, *, streams: str = ALL, more: Sequence[str] = ()) -> Driver:
+        """Start it as the client of `lab`, against our own guest. Raises HoldfastError."""
+        options = ["--host", topology.VM_IP, "--streams", streams, *more]
+        if "download" in streams:
+            options += ["--sha256", blob_sha256()]
+        inside, environment = lab.command("client", []), lab.environment("client")
+        return cls.start(out.absolute(), options, inside=inside, environment=environment)
 
     def wait_ready(self, timeout: float = 35.0) -> None:
         """Return when every stream had its first answer. Raises HoldfastError if not within `timeout` seconds."""
@@ -101,3 +120,13 @@ class Driver:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.kill()
+
+
+def blob_sha256() -> str:
+    """The digest of /blob.bin in our guest image. Raises Unavailable."""
+    directory = Path(os.environ.get("HOLDFAST_IMAGE_DIR") or package_root() / "build" / "image")
+    try:
+        digest: str = json.loads((directory / "manifest.json").read_text())["sha256"]["/blob.bin"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Unavailable(f"{directory / 'manifest.json'}: {error}", "make image") from error
+    return digest
