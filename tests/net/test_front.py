@@ -6,6 +6,7 @@ import hashlib
 import os
 import socket
 import struct
+import time
 from collections.abc import Callable
 
 import pytest
@@ -126,6 +127,7 @@ def test_the_guests_own_vlan_tag_survives(stage: Stage, play: Callable[..., None
 
 def test_tagged_segments_arrive_right(stage: Stage, play: Callable[..., None]) -> None:
     """A long segment under two tags: a kernel may cut it up, and all its pieces carry one number then."""
+    stage.quiet()
     sniffer = stage.sniff()
 
     async def scene(front: Front) -> None:
@@ -159,6 +161,7 @@ def test_announcements_pass_and_say_the_truth(stage: Stage, play: Callable[..., 
     from scapy.layers.inet6 import ICMPv6ND_NA, IPv6
     from scapy.layers.l2 import ARP, Ether
 
+    stage.quiet()
     sniffer = stage.sniff()
 
     async def scene(front: Front) -> None:
@@ -188,18 +191,19 @@ def test_an_announcement_corrects_a_neighbour(stage: Stage, play: Callable[..., 
             run("ip", "neigh", "add", address, "lladdr", "52:54:00:de:ad:01", "dev", "c0", "nud", "stale")
 
     async def scene(front: Front) -> None:
-        sniffer = stage.sniff()
         front.open(1)
         front.announce()
-        sniffer.wait(4, None)
-        with stage.inside("client"):
-            known = run("ip", "neigh", "show", "dev", "c0")
+        known, deadline = "", time.monotonic() + 5
+        while known.count(GUEST_MAC) < 2 and time.monotonic() < deadline:
+            with stage.inside("client"):
+                known = run("ip", "neigh", "show", "dev", "c0")
         assert known.count(GUEST_MAC) == 2, known
 
     play(scene)
 
 
 def test_the_hold_tap_gone_means_nothing_passes(stage: Stage, play: Callable[..., None]) -> None:
+    stage.quiet()
     sniffer = stage.sniff()
 
     async def scene(front: Front) -> None:

@@ -71,3 +71,19 @@ class TestRingGate(GateConformance):
             assert rig.gate.stats().foreign_frames == 1
 
         play(scene)  # type: ignore[arg-type]
+
+    def test_a_frame_that_turns_up_after_the_drop_is_not_moved(self, play: Callable[[Scene], None]) -> None:
+        """It was numbered before the drop, but another CPU puts it into the hold only now."""
+
+        async def scene(rig: RingRig) -> None:
+            rig.send(0, 5)
+            rig.gate.drop()
+            late = frame((99).to_bytes(4, "big"))
+            with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as hold:
+                hold.bind((rig.front.spec.device("h"), 0))
+                hold.send(late[:12] + b"\x88\xa8\x00\x03" + late[12:])
+            rig.send(5, 1)
+            assert await rig.gate.release(rig.gate.mark()) == 1
+            assert rig.arrived(1) == [5] and rig.nothing_more()
+
+        play(scene)  # type: ignore[arg-type]

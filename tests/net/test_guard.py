@@ -73,6 +73,7 @@ def test_the_boundary_survives_the_wrap_of_the_stamp(stage: Stage, play: Callabl
 
 
 def test_a_frame_without_our_stamp_is_dropped(stage: Stage, play: Callable[..., None]) -> None:
+    stage.quiet()
     sniffer = stage.sniff()
 
     async def scene(front: Front) -> None:
