@@ -16,7 +16,7 @@ from appliance import config as cfg
 from appliance import core
 from appliance.journal import Journal
 from appliance.peer import Peer
-from appliance.primary import SyncOffer
+from appliance.primary import SyncOffer, offer_of
 from vmlink import inject
 from vmlink.qemu import Qemu
 from vmlink.ram import GuestRam
@@ -69,14 +69,14 @@ class Backup:
                  journal: Journal, post: Callable[[core.Event], None]) -> None:
         self._name, self._id, self._qemu, self._ram = name, vm_id, qemu, ram
         self._peer, self._journal, self._post = peer, journal, post
-        self.replica = Replica(ram.pages, vm.limits.in_flight + (ram.size // 4))
+        self.replica = Replica(ram.pages, vm.limits.in_flight + ram.size)
         self.replay = ReplayLog(vm.limits.replay_log)
 
     async def message(self, message: Message) -> None:
         """One message of the primary's stream. Raises WireError when it makes no sense."""
         payload = decode_pieces(message)
         if message.type is Type.SYNC:
-            self._begin(message.term, payload)
+            await self._begin(message.term, payload)
         elif message.term != self.replica.term:
             return  # of a reign or a copy that is over
         elif message.type is Type.PAGES:
@@ -92,14 +92,18 @@ class Backup:
         else:
             raise WireError(f"a backup takes no {message.type.name}")
 
-    def _begin(self, term: int, payload: bytes | bytearray | memoryview) -> None:
+    async def _begin(self, term: int, payload: bytes | bytearray | memoryview) -> None:
         try:
             offer = msgspec.json.decode(payload, type=SyncOffer)
         except msgspec.DecodeError as error:
             raise WireError(f"an offer that cannot be read: {error}") from None
-        if offer != SyncOffer(self._ram.size, self._qemu.version):
-            raise WireError(f"the VM differs: {offer.memory_bytes} bytes of RAM and QEMU {offer.qemu} there, "
-                            f"{self._ram.size} and {self._qemu.version} here; both hosts need the same")
+        own = await offer_of(self._qemu, self._ram)
+        if offer != own:
+            differ = ", ".join(f"{field} {getattr(offer, field)} there, {getattr(own, field)} here"
+                               for field in offer.__struct_fields__ if getattr(offer, field) != getattr(own, field))
+            self._post(core.ReplicaUnfit(f"the VM differs between the hosts ({differ}): both need the same QEMU, "
+                                         "kernel, initrd and [vm] settings"))
+            return
         self._post(core.ReplicaReady())  # before the old replica goes: nobody may take over from half of one
         self.replica.begin(term)
         self.replay.clear()

@@ -165,6 +165,13 @@ class ReplicaWhole:
 
 
 @dataclass(frozen=True)
+class ReplicaUnfit:
+    """This host cannot hold a replica of that VM: the two are not configured alike."""
+
+    cause: str
+
+
+@dataclass(frozen=True)
 class SyncDone:
     """The backup acknowledged the first epoch."""
 
@@ -200,7 +207,7 @@ class Tick:
     """Time has passed."""
 
 
-Event = (PeerUp | PeerDown | PeerSays | Persisted | VmRunning | VmLost | ReplicaReady | ReplicaWhole
+Event = (PeerUp | PeerDown | PeerSays | Persisted | VmRunning | VmLost | ReplicaReady | ReplicaWhole | ReplicaUnfit
          | SyncDone | SyncFailed | Granted | Refused | Leaving | Tick)
 
 
@@ -320,6 +327,9 @@ def step(state: State, event: Event, now: float) -> tuple[State, list[Effect]]:
             turn.to(Phase.RECEIVING, "ready for the first copy")
         case ReplicaWhole() if state.phase is Phase.RECEIVING:
             turn.to(Phase.STANDBY, "the replica is whole")
+        case ReplicaUnfit(cause) if state.phase in REPLICA:
+            turn.to(Phase.FAILED, cause, StopVm(cause))
+            turn.state = replace(turn.state, retry_at=now + RETRY)
         case SyncDone() if state.phase is Phase.SYNCING:
             turn.to(Phase.PROTECTED, "the backup has a whole replica")
         case SyncFailed(cause) if state.phase in (Phase.SYNCING, Phase.PROTECTED):

@@ -193,7 +193,7 @@ class Link:
                                            HELLO_TIMEOUT)
                     await self._serve(sock)
                 except (OSError, TimeoutError, WireError) as error:
-                    self.reason = str(error) or type(error).__name__
+                    self._failed(error)
                 finally:
                     if sock is not None:
                         sock.close()
@@ -223,9 +223,16 @@ class Link:
         try:
             await self._serve(sock)
         except (OSError, TimeoutError, WireError) as error:
-            self.reason = str(error) or type(error).__name__
+            self._failed(error)
         finally:
             sock.close()
+
+    def _failed(self, error: Exception) -> None:
+        """No connection came about. Tried again for ever, so told once for each new reason."""
+        reason = str(error) or type(error).__name__
+        if isinstance(error, WireError) and reason != self.reason:
+            log.error("link %s: %s", self.name, reason)
+        self.reason = reason
 
     async def _serve(self, sock: socket.socket) -> None:
         """From the first hello to the end of one connection."""

@@ -43,6 +43,13 @@ class SyncOffer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     memory_bytes: int
     qemu: str
+    machine: str  # vmlink.spec.fingerprint: machine, command line, content of kernel and initrd
+
+
+async def offer_of(qemu: Qemu, ram: GuestRam) -> SyncOffer:
+    """What `qemu` is; both hosts must come to the same."""
+    machine = await asyncio.get_running_loop().run_in_executor(None, qemu.fingerprint)
+    return SyncOffer(ram.size, qemu.version, machine)
 
 
 @dataclass(frozen=True)
@@ -170,7 +177,7 @@ class Primary:
         self._flight_bytes, self.epoch, self.committed = 0, 0, 0
         self._release_to = None
         self._journal.event("sync-begin", term=term)
-        offer = SyncOffer(self._ram.size, self._qemu.version)
+        offer = await offer_of(self._qemu, self._ram)
         self._peer.send(Message(Type.SYNC, self._id, term, 0, (msgspec.json.encode(offer),)))
         done = 0
         async for piece in self._checkpointer.rounds():
