@@ -80,6 +80,7 @@ class Inbound:
             )
             self._capture.setsockopt(_SOL_PACKET, _PACKET_AUXDATA, 1)
             self._capture.bind((device, _ETH_P_ALL))
+            self._capture.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # "the device is down": known
             self._inject = _packet_socket()
             self._inject.bind((device, 0))  # receives nothing
             self._counters = Counters(ifindex)

@@ -2,6 +2,7 @@
 """Inbound: what goes to the VM is copied, counted in the order QEMU takes it, and can be replayed."""
 
 import os
+import select
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -54,6 +55,19 @@ def test_copies_are_what_the_vm_gets(client: socket.socket, play: Callable[..., 
         copies = wait_seen(front.inbound, 5)
         assert [copy[10:] for copy in copies] == [to_guest(number) for number in range(5)]
         assert [one[12:] for one in drain(vm)] == [to_guest(number) for number in range(5)]
+        os.close(vm)
+
+    play(scene)
+
+
+def test_the_first_read_has_the_first_frame(client: socket.socket, play: Callable[..., None]) -> None:
+    async def scene(front: Front) -> None:
+        vm = await front.attach_vm()
+        front.open(1)
+        assert not select.select([front.inbound], [], [], 0)[0]
+        client.send(to_guest(1))
+        assert select.select([front.inbound], [], [], 5)[0]
+        assert [copy[10:] for copy in front.inbound.read()] == [to_guest(1)]
         os.close(vm)
 
     play(scene)
