@@ -104,12 +104,16 @@ class UffdTracker:
                 _SCAN_ARGUMENT.size, _PM_SCAN_WP_MATCHING | _PM_SCAN_CHECK_WPASYNC, at, mapping.end, 0,
                 self._vector.ctypes.data, len(self._vector), 0, 0, _PAGE_IS_WRITTEN, 0, _PAGE_IS_WRITTEN))
             count = self._ioctl(self._pagemap, _PAGEMAP_SCAN, argument, "written pages cannot be read")
+            if count:
+                found.append(_expand(self._vector[:count], mapping))
+            # It stops early only for want of room. When it had room, "where it stopped" may be stale: kernels
+            # up to 6.18 leave there the last point where they emptied an internal buffer.
+            if count < len(self._vector):
+                break
             walked = _SCAN_ARGUMENT.unpack(argument)[_WALK_END]
             if walked <= at:
                 raise VmError(f"written pages cannot be read: the scan stands still at {at:#x}")
             at = walked
-            if count:
-                found.append(_expand(self._vector[:count], mapping))
         return found
 
     def _ioctl(self, fd: int, request: int, argument: bytearray, failure: str) -> int:

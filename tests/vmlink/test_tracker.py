@@ -104,13 +104,17 @@ def test_exactly_the_written_pages(kind: str, rounds: list[list[tuple[int, int]]
 
 
 @both
-def test_every_page_at_once_and_every_other_one(kind: str) -> None:
-    with memory() as ram, tracker_of(kind, ram, regions=3) as tracker:
+@pytest.mark.parametrize("regions", [3, 512, 1000, 4096, 65536])
+def test_every_page_at_once_and_every_other_one(kind: str, regions: int) -> None:
+    """Room for fewer runs than there are, for exactly as many, and for more than the kernel buffers (512)."""
+    pages = 8192
+    with memory(pages) as ram, tracker_of(kind, ram, regions) as tracker:
         tracker.arm()
         ram.pages[:] = 1
-        assert tracker.collect().tolist() == list(range(PAGES))
+        assert tracker.collect().tolist() == list(range(pages))
         ram.pages[::2] = 2
-        assert tracker.collect().tolist() == list(range(0, PAGES, 2))
+        assert tracker.collect().tolist() == list(range(0, pages, 2))
+        assert tracker.collect().tolist() == []
 
 
 @both
