@@ -22,6 +22,7 @@ from appliance import core
 from appliance.arbiter import Arbiter
 from appliance.backup import Backup
 from appliance.core import Peer as PeerView
+from appliance.decide import step
 from appliance.errors import HoldfastError
 from appliance.front import Front, FrontSpec
 from appliance.journal import Journal
@@ -115,7 +116,7 @@ class Protection:
         try:
             while self._events:
                 before, now = self.state, time.monotonic()
-                self.state, effects = core.step(before, self._events.popleft(), now)
+                self.state, effects = step(before, self._events.popleft(), now)
                 if self.state.phase is not before.phase:
                     self.journal.event(self.state.phase, was=before.phase, term=self.state.term,
                                        reason=self.state.reason)
@@ -342,7 +343,7 @@ class Protection:
                      "accel_reason": self._qemu.accel.reason} if self._qemu else None,
             "tracker": primary.tracker.name if primary and primary.tracker else None,
             "tracker_reason": primary.tracker.reason if primary and primary.tracker else None,
-            "gate": {"backend": front.gate.name, **msgspec.to_builtins(front.gate.stats())} if front else None,
+            "gate": msgspec.to_builtins(front.gate.stats()) if front else None,
             "guard": msgspec.to_builtins(front.guard.stats()) if front else None,
             **self.journal.summary(),
             "in_flight": primary.in_flight if primary else 0,

@@ -11,7 +11,8 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from appliance import core
-from appliance.core import Phase, Role, State, step
+from appliance.core import Phase, Role, State
+from appliance.decide import step
 
 
 @dataclass
