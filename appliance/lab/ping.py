@@ -31,7 +31,7 @@ class Ping(Stream):
 
     def connect(self) -> None:
         self.close()
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.getprotobyname("icmp"))
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
         self._socket.connect(self.address)
         self._socket.setblocking(False)
 
