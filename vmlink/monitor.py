@@ -60,6 +60,12 @@ class RamBlock:
     address: int | None
     read_only: bool | None
 
+    @property
+    def carried(self) -> bool:
+        """Does a checkpoint carry it? The guest memory, yes; a ROM is the same on both hosts anyway."""
+        rom = self.name.startswith("/rom@") or self.name.endswith(".rom") or self.name == "pc.bios"
+        return self.name == "ram" or rom or self.read_only is True
+
 
 class _Client(QMPClient):
     """QMPClient without history, made fast: the checkpoint waits for three calls.

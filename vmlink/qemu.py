@@ -94,6 +94,7 @@ class Qemu:
             faults = _take_userfaultfd(shim)
             if faults[0] is not None:
                 undo.callback(os.close, faults[0])
+            await _unless_dead(child, name, _only_carried_memory(monitor, name))
             await _unless_dead(child, name, monitor.expect_devices() if incoming else monitor.cont())
             priority.lead(child.pid)  # its main thread alone: it answers QMP, the CPUs are other threads
             undo.pop_all()
@@ -166,18 +167,25 @@ def _take_userfaultfd(sock: socket.socket) -> tuple[int | None, str]:
     return None, "the userfaultfd shim was not loaded into QEMU"
 
 
+async def _only_carried_memory(monitor: Monitor, name: str) -> None:
+    """Raises VmError when QEMU has writable memory that the saved device state leaves out.
+
+    A takeover would find it stale, and a stale UEFI variable flash would even be written back to its image.
+    """
+    left_out = [block.name for block in await monitor.ramblocks() if not block.carried]
+    if left_out:
+        raise VmError(f"{name}: a checkpoint does not carry this memory: {', '.join(left_out)}",
+                      "remove the device it belongs to (a graphics card, UEFI flash) from extra_args")
+
+
 async def _unless_dead(child: Child, name: str, work: Awaitable[_T]) -> _T:
     """The result of `work`; VmError with QEMU's last words when it dies first."""
     task = asyncio.ensure_future(work)
     death = asyncio.ensure_future(child.died())
     try:
         await asyncio.wait((task, death), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done() or task.exception() is not None:
-            # A closed connection is seen a moment before the death that closed it.
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.shield(death), 1.0)
-        if death.done():
-            raise VmError(f"{name}: QEMU {death.result()}",
+        if child.ended:
+            raise VmError(f"{name}: QEMU {child.ended}",
                           "its words above name the cause; check qemu=, the memory and the extra arguments")
         return await task
     finally:

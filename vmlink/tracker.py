@@ -73,19 +73,16 @@ class CompareTracker:
     def collect(self) -> PageNumbers:
         """See Tracker.collect: 0.2 s per GiB."""
         found = []
-        ram, copy = self._ram.ctypes.data, self.source.ctypes.data
-        for first in range(0, len(self._ram), _CHUNK):
-            pages = min(_CHUNK, len(self._ram) - first)
-            if _libc.memcmp(ram + first * PAGE, copy + first * PAGE, pages * PAGE):
-                found.append(self._take(first, pages))
+        ram, copy = self._ram, self.source
+        for first in range(0, len(ram), _CHUNK):
+            now, then = ram[first:first + _CHUNK], copy[first:first + _CHUNK]
+            # memcmp lets go of the interpreter lock and takes no room, unlike a comparison of arrays.
+            if _libc.memcmp(now.ctypes.data, then.ctypes.data, now.nbytes):
+                different = (now.view(np.uint64) != then.view(np.uint64)).any(axis=1)
+                changed = np.flatnonzero(different).astype(np.int64)
+                then[changed] = now[changed]
+                found.append(changed + first)
         return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
-
-    def _take(self, first: int, pages: int) -> PageNumbers:
-        """Bring a chunk of the copy up to date; returns the numbers of its pages that differed."""
-        now, then = self._ram[first:first + pages], self.source[first:first + pages]
-        changed = np.flatnonzero((now.view(np.uint64) != then.view(np.uint64)).any(axis=1)).astype(np.int64)
-        then[changed] = now[changed]
-        return changed + first
 
     def close(self) -> None:
         """Give the copy back. Idempotent."""

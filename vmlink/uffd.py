@@ -48,7 +48,7 @@ class Mapping:
 
 
 class UffdTracker:
-    """Tracks the writes of process `pid` to its mapping of `ram`. `userfaultfd` stays the caller's.
+    """Tracks the writes of process `pid` to its mapping of `ram`. Keeps a copy of `userfaultfd` of its own.
 
     Raises VmError when the kernel, the process or the descriptor is not up to it.
     """
@@ -59,7 +59,6 @@ class UffdTracker:
                  regions: int = REGIONS) -> None:
         self.reason = reason or "the kernel tracks writes"
         self.source: npt.NDArray[np.uint8] = ram.pages
-        self._uffd = userfaultfd
         self._mappings = find_mappings(pid, ram.identity)
         if sum(mapping.end - mapping.start for mapping in self._mappings) != ram.size:
             raise VmError(f"process {pid} does not map all of the guest memory once")
@@ -68,6 +67,7 @@ class UffdTracker:
             self._pagemap = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise VmError(f"cannot read the page map of process {pid}: {error.strerror}") from error
+        self._uffd = os.dup(userfaultfd)
         try:
             self._register()
             self.arm()
@@ -136,7 +136,8 @@ class UffdTracker:
             except OSError:
                 break
         os.close(self._pagemap)
-        self._pagemap = -1
+        os.close(self._uffd)
+        self._pagemap = self._uffd = -1
 
 
 def find_mappings(pid: int, identity: tuple[int, int]) -> list[Mapping]:

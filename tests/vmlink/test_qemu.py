@@ -124,6 +124,16 @@ def test_start_fails_with_the_cause(tmp_path: Path, changes: dict[str, object], 
     asyncio.run(scene())
 
 
+def test_memory_that_no_checkpoint_carries(tmp_path: Path) -> None:
+    async def scene() -> None:
+        with pytest.raises(VmError, match="does not carry this memory: .*vga.vram") as caught:
+            async with machine(tmp_path, spec(extra_args=("-device", "VGA"))):
+                pass
+        assert "extra_args" in caught.value.hint
+
+    asyncio.run(scene())
+
+
 def test_memory_of_the_wrong_size(tmp_path: Path) -> None:
     async def scene() -> None:
         async with machine(tmp_path) as (qemu, ram):
