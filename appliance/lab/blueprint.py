@@ -54,7 +54,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         if self.kernel is not None:
             initrd = None if self.initrd is None else str(Path(self.initrd).absolute())
             return str(Path(self.kernel).absolute()), initrd
-        built = _built_image()
+        built = built_image()
         kernel, initrd = built / "vmlinuz", self.initrd or str(built / "initrd.img")
         if not kernel.is_file():
             raise Unavailable(f"there is no guest image in {built}", "make image, or give --kernel and --initrd")
@@ -66,11 +66,12 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         basis = CONSOLE
         if self.kernel is None:
             with contextlib.suppress(OSError, ValueError, KeyError):
-                basis = json.loads((_built_image() / "manifest.json").read_text())["append"]
+                basis = json.loads((built_image() / "manifest.json").read_text())["append"]
         return f"{basis} {ADDRESSES} {self.append}".rstrip()
 
 
-def _built_image() -> Path:
+def built_image() -> Path:
+    """The directory of the guest image that our recipe makes (HOLDFAST_IMAGE_DIR, or below the package)."""
     return Path(os.environ.get("HOLDFAST_IMAGE_DIR") or package_root() / "build" / "image")
 
 

@@ -133,23 +133,23 @@ def _cut(lab: str, host: str, kind: str, names: Sequence[str]) -> Fault:
 
 
 def _signal(host: str, kind: str, targets: Sequence[Process], number: signal.Signals) -> Fault:
-    fault = _now(kind, host)
-    if not [target for target in targets if target.signal(number)]:
-        raise Unavailable(f"{kind}: no such process runs on {host}", f"holdfast lab heal {host}")
+    with processes.handles(targets) as found:
+        if not found:
+            raise Unavailable(f"{kind}: no such process runs on {host}", f"holdfast lab heal {host}")
+        fault = _now(kind, host)
+        processes.send_all(found, number)
+        # A heal that follows at once must not find it still alive, or not yet stopped.
+        if number == signal.SIGKILL:
+            processes.await_end(found)
+        else:
+            processes.await_stop(found.values())
     return fault
 
 
 def _crash(lab: str, host: str) -> Fault:
-    targets = list(processes.ours(lab, host))
-    handles = [handle for target in targets if (handle := target.handle()) is not None]
-    try:
-        with Cables(lab, host) as cables:
-            fault = _now("crash", host)
-            cables.cut()
-            for handle in handles:
-                with contextlib.suppress(ProcessLookupError):
-                    signal.pidfd_send_signal(handle, signal.SIGKILL)
-    finally:
-        for handle in handles:
-            os.close(handle)
+    with processes.handles(list(processes.ours(lab, host))) as found, Cables(lab, host) as cables:
+        fault = _now("crash", host)
+        cables.cut()
+        processes.send_all(found, signal.SIGKILL)
+        processes.await_end(found)
     return fault

@@ -168,8 +168,11 @@ class Lab:
         """Make a fault happen; see `appliance.lab.faults` for the kinds. Raises UsageError or Unavailable."""
         return faults.inject(self.name, _host(host), kind, self.service(host))
 
-    def heal(self, host: str) -> list[str]:
-        """Undo every fault of `host`; says what was done, nothing if there was nothing to do."""
+    def heal(self, host: str, extra_environment: Mapping[str, str] | None = None) -> list[str]:
+        """Undo every fault of `host`; says what was done, nothing if there was nothing to do.
+
+        extra_environment: of the service, if it has to be started.
+        """
         done = []
         with Cables(self.name, _host(host)) as cables:
             if cut := cables.down():
@@ -183,8 +186,8 @@ class Lab:
             if dead := self._state.services.get(host):
                 processes.reap(dead)
             # After a crash the last of them may still be on their way out.
-            processes.kill(list(processes.ours(self.name, host)))
-            done.append(f"service started, pid {self.start(host).pid}")
+            processes.kill(processes.ours(self.name, host))
+            done.append(f"service started, pid {self.start(host, extra_environment).pid}")
         return done
 
     # --- looking and waiting ---
@@ -322,7 +325,7 @@ def down(name: str) -> list[str]:
         for service in recorded:
             processes.reap(service)
     done = [f"process {target.pid}" for target in sorted(targets, key=lambda target: target.pid)]
-    processes.kill(list(targets))
+    processes.kill(targets)
     done += [f"namespace {namespace}" for namespace in topology.remove(name)]
     if home.exists():
         shutil.rmtree(home)

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -112,21 +112,36 @@ def is_qemu(candidate: Process) -> bool:
     return False
 
 
-def kill(targets: Sequence[Process], timeout: float = 10.0) -> None:
-    """SIGKILL, and wait until all are gone. Raises Unavailable if one is not after `timeout` seconds."""
-    handles = {handle: target for target in targets if (handle := target.handle()) is not None}
+@contextlib.contextmanager
+def handles(targets: Iterable[Process]) -> Iterator[dict[int, Process]]:
+    """The pidfds of those that are alive, open while the block runs."""
+    found = {handle: target for target in targets if (handle := target.handle()) is not None}
     try:
-        for handle in handles:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(handle, signal.SIGKILL)
-        await_end(handles, timeout)
+        yield found
     finally:
-        for handle in handles:
+        for handle in found:
             os.close(handle)
 
 
-def await_end(handles: Mapping[int, Process], timeout: float) -> None:
-    """Wait until every process of `handles` (by pidfd) has ended, and reap those that are our children."""
+def kill(targets: Iterable[Process]) -> None:
+    """SIGKILL, and wait until all are gone. Raises Unavailable if one does not go."""
+    with handles(targets) as found:
+        send_all(found, signal.SIGKILL)
+        await_end(found)
+
+
+def send_all(handles: Iterable[int], number: signal.Signals) -> None:
+    """Send `number` to the processes of these pidfds; one that is gone is none the worse."""
+    for handle in handles:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(handle, number)
+
+
+def await_end(handles: Mapping[int, Process], timeout: float = 10.0) -> None:
+    """Wait until every process of `handles` (by pidfd) has ended, and reap those that are our children.
+
+    Raises Unavailable if one has not after `timeout` seconds.
+    """
     waiting = select.poll()
     for handle in handles:
         waiting.register(handle, select.POLLIN)
@@ -140,6 +155,16 @@ def await_end(handles: Mapping[int, Process], timeout: float) -> None:
         if left and time.monotonic() >= deadline:
             pids = ", ".join(str(handles[handle].pid) for handle in left)
             raise Unavailable(f"process {pids} does not end", "it hangs in the kernel: see dmesg")
+
+
+def await_stop(targets: Iterable[Process], timeout: float = 5.0) -> None:
+    """Wait until all have been stopped or are gone. Raises Unavailable after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    for target in targets:
+        while target.alive and not target.stopped:
+            if time.monotonic() >= deadline:
+                raise Unavailable(f"process {target.pid} does not stop", "it hangs in the kernel: see dmesg")
+            time.sleep(0.001)
 
 
 def reap(dead: Process) -> None:

@@ -18,8 +18,6 @@ from appliance.lab.processes import MARK, Process
 
 _numbers = itertools.count(1)
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-
 
 def traces(name: str) -> list[str]:
     """Whatever there is on this machine of the lab `name`."""
@@ -77,10 +75,8 @@ def sleeper() -> Iterator[Callable[..., Process]]:
         environment = {"PATH": os.environ["PATH"]} if stranger else lab.environment(place)
         child = subprocess.Popen(lab.command(place, ["sleep", "300"]), env=environment)
         started.append(child)
-        deadline = time.monotonic() + 5
-        while Path(f"/proc/{child.pid}/comm").read_text() != "sleep\n":  # `ip` enters the namespace, then execs
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
+        # `ip` enters the namespace, then becomes the command.
+        until(lambda: Path(f"/proc/{child.pid}/comm").read_text() == "sleep\n")
         found = processes.process(child.pid)
         assert found is not None
         return found
@@ -89,6 +85,14 @@ def sleeper() -> Iterator[Callable[..., Process]]:
     for child in started:
         child.kill()
         child.wait(5)
+
+
+def until(holds: Callable[[], object], seconds: float = 5.0) -> None:
+    """Wait until something holds."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.01)
 
 
 def alive_with(lab: Lab, services: dict[str, Process]) -> None:

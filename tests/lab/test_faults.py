@@ -15,17 +15,10 @@ from appliance.lab import processes
 from appliance.lab.faults import CABLES, Cables
 from appliance.lab.lab import Lab
 from appliance.lab.processes import Process
-from tests.lab.conftest import alive_with, inside
+from tests.lab.conftest import alive_with, inside, until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 Sleeper = Callable[..., Process]
-
-
-def until(holds: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 5
-    while not holds():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.005)
 
 
 def carrier(lab: Lab, place: str, device: str) -> str:
