@@ -102,15 +102,18 @@ def _file_system(directory: Path) -> str:
 
 
 def _free(directory: Path) -> int:
-    """Bytes that can be had in `directory`: a tmpfs may promise more than the host has."""
+    """Bytes that can be had in `directory`: either kind may promise more than the host has."""
     facts = os.statvfs(directory)
-    free = facts.f_bavail * facts.f_frsize
-    if _file_system(directory) == "tmpfs":
+    # hugetlbfs without a limit of its own has no size at all.
+    promised = facts.f_bavail * facts.f_frsize if facts.f_blocks else None
+    if _file_system(directory) == "hugetlbfs":
+        pool = Path(f"/sys/kernel/mm/hugepages/hugepages-{facts.f_bsize >> 10}kB/free_hugepages")
+        there = int(pool.read_text()) * facts.f_bsize
+    else:
         with open("/proc/meminfo", encoding="ascii") as table:
-            available = next((line.split()[1] for line in table if line.startswith("MemAvailable:")), None)
-        if available is not None:
-            free = min(free, int(available) * 1024)
-    return free
+            words = dict(line.split(":", 1) for line in table)
+        there = int(words["MemAvailable"].split()[0]) * 1024
+    return there if promised is None else min(there, promised)
 
 
 def _check_room(directory: Path, size: int) -> None:

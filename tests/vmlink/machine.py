@@ -47,10 +47,10 @@ def tap_name() -> str:
 
 @contextlib.asynccontextmanager
 async def machine(run_dir: Path, vm: VmSpec | None = None, *, incoming: bool = False,
-                  tap: str = "") -> AsyncIterator[tuple[Qemu, GuestRam]]:
+                  tap: str = "", ram_dir: Path = SHM) -> AsyncIterator[tuple[Qemu, GuestRam]]:
     """A started QEMU and its memory; all of it is gone afterwards."""
     vm = vm or spec()
-    ram = GuestRam.create(SHM, vm.memory_bytes)
+    ram = GuestRam.create(ram_dir, vm.memory_bytes)
     fd = open_tap(tap or tap_name())
     try:
         try:

@@ -3,16 +3,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.vmlink.machine import MIB, SHM
+from tests.vmlink.machine import MIB, SHM, machine
 from vmlink import ram as ram_module
 from vmlink.errors import VmError
 from vmlink.ram import PAGE, GuestRam
+from vmlink.tracker import choose
 
 
 def free(place: Path) -> int:
@@ -77,6 +81,52 @@ def test_only_memory_file_systems() -> None:
     with pytest.raises(VmError, match="on proc") as caught:
         GuestRam.create(Path("/proc"), MIB)
     assert "host.ram_dir" in caught.value.hint
+
+
+@pytest.fixture
+def huge_pages(tmp_path: Path) -> Iterator[Path]:
+    """A hugetlbfs with 20 pages in the pool."""
+    pool = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
+    if not pool.exists():
+        pytest.skip("this kernel has no huge pages of 2 MiB")
+    before = pool.read_text()
+    place = tmp_path / "huge"
+    place.mkdir()
+    pool.write_text(str(int(before) + 20))
+    try:
+        if int(pool.read_text()) < int(before) + 20:
+            pytest.skip("this host's memory is too fragmented for huge pages")
+        subprocess.run(["mount", "-t", "hugetlbfs", "-o", "pagesize=2M", "holdfast-test", place], check=True)
+        try:
+            yield place
+        finally:
+            subprocess.run(["umount", place], check=True, timeout=10)
+    finally:
+        pool.write_text(before)
+
+
+def test_a_vm_on_huge_pages(huge_pages: Path, tmp_path: Path) -> None:
+    with pytest.raises(VmError, match="multiple of 2097152"):
+        GuestRam.create(huge_pages, 3 * MIB)
+    with pytest.raises(VmError, match="does not fit"):
+        GuestRam.create(huge_pages, 4096 * MIB)
+
+    async def scene() -> None:
+        async with machine(tmp_path, ram_dir=huge_pages) as (qemu, ram):
+            tracker = choose(qemu, ram)
+            try:
+                await qemu.monitor.stop()
+                tracker.arm()
+                copy = tracker.source.copy()
+                await qemu.monitor.cont()
+                await qemu.monitor.stop()
+                found = tracker.collect()
+                copy[found] = tracker.source[found]
+                assert np.array_equal(copy, ram.pages)
+            finally:
+                tracker.close()
+
+    asyncio.run(scene())
 
 
 def test_missing_directory(tmp_path: Path) -> None:
