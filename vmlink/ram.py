@@ -65,7 +65,10 @@ class GuestRam:
             raise _unusable(directory, error) from error
 
     def close(self) -> None:
-        """Give the memory back (as soon as no view of `pages` and no QEMU uses it). Idempotent."""
+        """Give the memory back, as soon as no view of `pages` and no QEMU uses it. Idempotent.
+
+        Blocks for about 0.1 s per GiB when nobody else uses it any more.
+        """
         if self.fd < 0:
             return
         os.close(self.fd)

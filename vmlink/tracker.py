@@ -49,6 +49,8 @@ class Tracker(Protocol):
     def collect(self) -> PageNumbers:
         """Numbers of the pages written since the last `collect` or `arm`, sorted, each once. Raises VmError.
 
+        Without an `arm` before, nothing is tracked.
+
         While the VM runs, a page written during the call is in this answer or in the next one.
         """
 
@@ -91,7 +93,7 @@ class CompareTracker:
 
 
 def choose(qemu: Tracked, ram: GuestRam, prefer: str = "auto") -> Tracker:
-    """The best tracker that works for this QEMU: "auto", or "uffd-wp" or "compare" and no other.
+    """The best tracker that works for this QEMU: "auto", or "uffd-wp" or "compare" and no other. Quick.
 
     Raises VmError when the wanted one does not work here.
     """

@@ -50,7 +50,8 @@ class Mapping:
 class UffdTracker:
     """Tracks the writes of process `pid` to its mapping of `ram`. Keeps a copy of `userfaultfd` of its own.
 
-    Raises VmError when the kernel, the process or the descriptor is not up to it.
+    Making it is quick; tracking begins with `arm`. Raises VmError when the kernel, the process or the
+    descriptor is not up to it.
     """
 
     name = "uffd-wp"
@@ -70,8 +71,8 @@ class UffdTracker:
         self._uffd = os.dup(userfaultfd)
         try:
             self._register()
-            self.arm()
-            self.collect()
+            first = self._mappings[0]
+            self._scan(Mapping(first.start, first.start + PAGE, first.offset))  # is PAGEMAP_SCAN there?
         except BaseException:
             self.close()
             raise
@@ -82,7 +83,7 @@ class UffdTracker:
             self._ioctl(self._uffd, _UFFDIO_REGISTER, bytearray(request), "guest memory cannot be watched")
 
     def arm(self) -> None:
-        """See Tracker.arm."""
+        """See Tracker.arm. The first time the kernel fills page tables, which takes some 20 ms per GiB."""
         for mapping in self._mappings:
             request = struct.pack("=3Q", mapping.start, mapping.end - mapping.start, _WRITEPROTECT_MODE_WP)
             self._ioctl(self._uffd, _UFFDIO_WRITEPROTECT, bytearray(request),
@@ -138,6 +139,7 @@ class UffdTracker:
         os.close(self._pagemap)
         os.close(self._uffd)
         self._pagemap = self._uffd = -1
+        self.source = np.empty((0, PAGE), dtype=np.uint8)  # a view that lives on would keep the memory
 
 
 def find_mappings(pid: int, identity: tuple[int, int]) -> list[Mapping]:

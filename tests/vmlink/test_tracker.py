@@ -184,6 +184,7 @@ def test_a_mapping_in_pieces() -> None:
         assert [piece.offset // PAGE for piece in pieces] == [0, 100, 150]
         tracker = UffdTracker(os.getpid(), fd, ram)
         try:
+            tracker.arm()
             ram.pages[[0, 99, 100, 149, 150, PAGES - 1]] = 1
             assert tracker.collect().tolist() == [0, 99, 100, 149, 150, PAGES - 1]
         finally:
@@ -194,6 +195,7 @@ def test_a_second_tracker_after_the_first() -> None:
     with memory() as ram, own_userfaultfd() as fd:
         for _ in range(3):
             tracker = UffdTracker(os.getpid(), fd, ram)
+            tracker.arm()
             ram.pages[9] += 1
             assert tracker.collect().tolist() == [9]
             tracker.close()
