@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Fault injection: named points in the protocol where a test may make this process die, stall or fail.
 
-`HOLDFAST_INJECT="POINT:ACTION[:NTH]"` arms one point; ACTION is `kill` (SIGKILL to this process), `pause`
-(SIGSTOP) or `raise`; NTH counts passages from 1. Unarmed, a point costs one dictionary look-up. The points
-are listed in `POINTS`; an unknown name is refused at once, so that a test cannot wait for a point that
-does not exist.
+`HOLDFAST_INJECT="POINT:ACTION[:NTH]"` arms one point; ACTION is one of `ACTIONS`; NTH counts passages from 1.
+`HOLDFAST_INJECT="@FILE"` arms whenever FILE appears with such a text in it: it is taken away as soon as it is
+seen. Unarmed, a point costs one look-up. An unknown name is refused at once, so that a test cannot wait for a
+point that does not exist.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 
@@ -28,26 +29,52 @@ POINTS = (
     "takeover.loaded",  # the VM runs here, still silent
 )
 
+ACTIONS = (
+    "kill",  # SIGKILL to this process
+    "pause",  # SIGSTOP to this process
+    "raise",  # an Injected comes out of the point
+    "kill-vm",  # SIGKILL to every QEMU of this process
+)
+
 
 class Injected(Exception):
     """The fault that `raise` injects."""
 
 
-def _parse(text: str) -> dict[str, tuple[str, int]]:
-    if not text:
-        return {}
-    point, _, rest = text.partition(":")
+def parse(text: str) -> dict[str, tuple[str, int]]:
+    """What `text` arms: action and passage by point. Raises ValueError."""
+    point, _, rest = text.strip().partition(":")
     action, _, nth = rest.partition(":")
-    if point not in POINTS or action not in ("kill", "pause", "raise") or not (nth or "1").isdigit():
-        raise SystemExit(f"HOLDFAST_INJECT={text!r}: use POINT:kill|pause|raise[:NTH], POINT one of {POINTS}")
+    if point not in POINTS or action not in ACTIONS or not (nth or "1").isdigit():
+        raise ValueError(f"{text!r}: use POINT:{'|'.join(ACTIONS)}[:NTH], POINT one of {', '.join(POINTS)}")
     return {point: (action, int(nth or 1))}
 
 
-_armed = _parse(os.environ.get("HOLDFAST_INJECT", ""))
+def _from_environment(text: str) -> tuple[dict[str, tuple[str, int]], str]:
+    """What is armed, and the file to look for."""
+    if not text or text.startswith("@"):
+        return {}, text[1:]
+    try:
+        return parse(text), ""
+    except ValueError as error:
+        raise SystemExit(f"HOLDFAST_INJECT={error}") from None
+
+
+_armed, _file = _from_environment(os.environ.get("HOLDFAST_INJECT", ""))
+
+
+def _take_file() -> None:
+    with contextlib.suppress(FileNotFoundError):
+        with open(_file, encoding="utf-8") as file:
+            text = file.read()
+        os.unlink(_file)
+        _armed.update(parse(text))
 
 
 def point(name: str) -> None:
     """Pass the injection point `name`. Raises Injected when it is armed with `raise`."""
+    if _file:
+        _take_file()
     if name not in _armed:
         return
     action, nth = _armed[name]
@@ -57,4 +84,14 @@ def point(name: str) -> None:
     del _armed[name]
     if action == "raise":
         raise Injected(name)
-    os.kill(os.getpid(), signal.SIGKILL if action == "kill" else signal.SIGSTOP)
+    if action == "kill-vm":
+        _kill_children()
+    else:
+        os.kill(os.getpid(), signal.SIGKILL if action == "kill" else signal.SIGSTOP)
+
+
+def _kill_children() -> None:
+    import psutil  # armed processes alone pay for it
+
+    for child in psutil.Process().children():  # a service has no children but its QEMUs
+        child.kill()
