@@ -66,7 +66,7 @@ class CompareTracker:
     def __init__(self, ram: GuestRam, reason: str = "configured") -> None:
         self.reason = reason
         self._ram = ram.pages
-        self.source: npt.NDArray[np.uint8] = np.zeros_like(ram.pages)
+        self.source: npt.NDArray[np.uint8] = np.empty_like(ram.pages)
 
     def arm(self) -> None:
         """Take the copy: 0.3 s per GiB."""
