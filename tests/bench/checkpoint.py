@@ -34,7 +34,7 @@ def pauses(lab: Lab, name: str, epoch_ms: float, seconds: float, load: str) -> l
     samples = [epoch.pause_ms for epoch in taken]
     pages = [float(epoch.pages) for epoch in taken]
     conditions = {
-        "memory_mib": lab.options.memory >> 20, "epoch_ms": epoch_ms, "load": load,
+        **scene.setting(lab), "epoch_ms": epoch_ms, "load": load,
         "pause_ms": scene.spread(samples), "dirty_pages": scene.spread(pages),
     }  # fmt: skip
     return [

@@ -24,7 +24,7 @@ def run(
 ) -> list[dict[str, Any]]:
     """Needs root. Adaptive epochs. A host that fails to take over or return ends the run with an error."""
     with scene.lab("crash") as lab:
-        observer = Observer(lab)
+        setting, observer = scene.setting(lab), Observer(lab)
         with scene.client(lab, streams) as driver:
             observer.start()
             try:
@@ -36,7 +36,7 @@ def run(
     verdict = recording.verdict
     gaps = [one.gap_ms for one in measured if one.gap_ms is not None]
     conditions = {
-        "memory_mib": lab.options.memory >> 20, "epoch": "adaptive", "crashes": len(done), "seed": seed,
+        **setting, "epoch": "adaptive", "crashes": len(done), "seed": seed,
         "streams": streams, "requests": verdict.requests, "acked_writes": verdict.acked_writes,
         "gap_ms": [one.gap_ms for one in measured], "detect_ms": [one.detect_ms for one in measured],
         "resume_ms": [one.resume_ms for one in measured], "resync_ms": [one.resync_ms for one in measured],

@@ -18,13 +18,14 @@ def run(*, seconds: float = 15.0, **_: Any) -> list[dict[str, Any]]:
     for name, epoch in EPOCHS.items():
         with scene.lab(f"echo-{name}", epoch=epoch) as lab:
             time.sleep(3.0)
+            setting = scene.setting(lab)
             with scene.client(lab, "echo") as driver:
                 begin = time.monotonic_ns() + 1_000_000_000
                 time.sleep(seconds + 1.0)
                 recording = driver.stop()
         samples = recording.streams["echo"].latencies_ms(begin)
         conditions = {
-            "memory_mib": lab.options.memory >> 20, "epoch": name, "seconds": seconds, "clients": 1,
+            **setting, "epoch": name, "seconds": seconds, "clients": 1,
             "resets": recording.verdict.resets, "rtt_ms": scene.spread(samples),
         }  # fmt: skip
         results.append(scene.result(f"echo.{name}.p50", percentile(samples, 50), "ms", **conditions))

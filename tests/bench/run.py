@@ -77,7 +77,6 @@ def machine() -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "kernel": platform.release(),
         "qemu": qemu,
-        "kvm": os.access("/dev/kvm", os.W_OK),
         "python": platform.python_version(),
     }
 

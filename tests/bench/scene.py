@@ -40,6 +40,16 @@ def client(lab: Lab, streams: str) -> Iterator[Driver]:
             yield driver
 
 
+def setting(lab: Lab) -> dict[str, Any]:
+    """What the lab's VM is, for the conditions of a result; accel as QEMU was really told."""
+    accel = "unknown"
+    for host in lab.status()["hosts"].values():
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            words = Path(f"/proc/{host['qemu_pid']}/cmdline").read_bytes().split(b"\0")
+            accel = words[words.index(b"-accel") + 1].decode()
+    return {"memory_mib": lab.options.memory >> 20, "vcpus": lab.options.vcpus, "accel": accel}
+
+
 def keep_dirtying(lab: Lab, pages: int, period_ms: int) -> None:
     """Let the guest write to `pages` pages in every period; 0 to stop. Raises OSError."""
     with inside(lab.netns("client")):

@@ -66,9 +66,10 @@ def run(*, seconds: float = 10.0, **_: Any) -> list[dict[str, Any]]:
         observer = Observer(lab)
         failover.carry_out(lab, observer, failover.primary(observer), away_s=1.0)
         time.sleep(seconds)
+        setting = scene.setting(lab)
     megabytes = {host: round(value / 1e6, 1) for host, value in sampler.peak.items()}
     shared = {host: round(value / 1e6, 1) for host, value in sampler.shared.items()}
     return [
         scene.result("service.rss", max(megabytes.values()), "MB", method=METHOD, hosts_mb=megabytes,
-                     shared_left_out_mb=shared, memory_mib=lab.options.memory >> 20)
+                     shared_left_out_mb=shared, **setting)
     ]  # fmt: skip
