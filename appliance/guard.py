@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The guard: the check at the last hop that nothing uncommitted passes.
 
-Invariant: a frame passes only while a term is open, and only if its own stamp is not beyond `committed`. The
-check runs in the kernel (`ebpf/guard.bpf.c`); this is the service's hand on it. When the service dies, so
-does the device that the guard sits on.
+Invariant: a frame passes only while a term is open and its lease has not run out, and only if its own stamp is
+not beyond `committed`. The check runs in the kernel (`ebpf/guard.bpf.c`); this is the service's hand on it. When
+the service dies, so does the device that the guard sits on; when it stands still, the lease runs out.
 """
 
 from dataclasses import dataclass
 
 from appliance.errors import Unsafe
 from ebpf.state import GuardState
+
+FOREVER = 2**64 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,7 @@ class GuardStats:
     early_frames: int
     closed_frames: int
     unstamped_frames: int
+    expired_frames: int
 
 
 class Guard:
@@ -43,11 +46,19 @@ class Guard:
         return self._state.committed
 
     def open(self, term: int) -> None:
-        """Let committed frames pass, under `term` (1 or more). Raises `Unsafe` for a term that is over."""
+        """Let committed frames pass, under `term` (1 or more), until `lease` says otherwise.
+
+        Raises `Unsafe` for a term that is over.
+        """
         if term < 1 or term < self._highest_term:
             raise Unsafe(f"the guard stays shut: term {term} is over, {self._highest_term} was seen")
         self._highest_term = term
+        self._state.until_ns = FOREVER
         self._state.term = term
+
+    def lease(self, until: float) -> None:
+        """Let nothing pass from `until` (monotonic seconds) on, unless a later call moves it."""
+        self._state.until_ns = max(0, int(until * 1e9))
 
     def close(self) -> None:
         """Drop everything from now on."""
@@ -69,4 +80,5 @@ class Guard:
             early_frames=state.early_frames,
             closed_frames=state.closed_frames,
             unstamped_frames=state.unstamped_frames,
+            expired_frames=state.expired_frames,
         )

@@ -38,6 +38,10 @@ class Handler(Protocol):
     def peer_up(self) -> None: ...
     def peer_down(self, reason: str, stalled: bool) -> None: ...
 
+    def peer_heard(self, moment: float) -> None:
+        """The peer has had a sign of life that this host sent at `moment` (monotonic): it will not take this
+        host for dead before `moment` + timing.timeout."""
+
     async def message(self, message: Message) -> None:
         """A message, in order. Raises WireError when it makes no sense: the session ends."""
 
@@ -234,6 +238,7 @@ class Peer:
         self._clocks[link.name] = (theirs, now)
         if echo:
             link.rtt = max(0, now - echo - held) / 1e9
+            self._handler.peer_heard(echo / 1e9)
         if self._sender.received(received):
             self._freed.set()
 

@@ -67,7 +67,7 @@ class Primary:
     """See the module. `post` takes what the decision core must hear."""
 
     def __init__(self, name: str, vm: cfg.Vm, vm_id: int, front: Front, qemu: Qemu, ram: GuestRam, peer: Peer,
-                 journal: Journal, post: Callable[[core.Event], None]) -> None:
+                 journal: Journal, lease: float, post: Callable[[core.Event], None]) -> None:
         self._name, self._vm, self._id, self._post = name, vm, vm_id, post
         self._front, self._qemu, self._ram, self._peer, self._journal = front, qemu, ram, peer, journal
         epoch = vm.epoch
@@ -77,6 +77,7 @@ class Primary:
         self._checkpointer: Checkpointer | None = None
         self._mover: asyncio.Task[None] | None = None
         self._replication: asyncio.Task[None] | None = None
+        self._lease, self._leased_until, self._leased = lease, 0.0, asyncio.Event()
         self._releaser: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
         self._acked = asyncio.Event()
@@ -231,8 +232,9 @@ class Primary:
         return snapshot
 
     def _begin_holding(self) -> None:
-        """From this pause on nothing leaves before its epoch is committed."""
+        """From this pause on nothing leaves before its epoch is committed, nor without a lease."""
         self.hold()
+        self._front.guard.lease(self._leased_until)
         self._copying_inbound = True
         self._releaser = asyncio.create_task(self._release_loop(), name=f"{self._name} releaser")
 
@@ -282,10 +284,20 @@ class Primary:
             self._journal.event("sync-done", term=self.term)
             self._post(core.SyncDone())
 
+    def peer_heard(self, moment: float) -> None:
+        """The peer cannot take this host for dead before `moment` + the lease: until then the VM may speak."""
+        self._leased_until = max(self._leased_until, moment + self._lease)
+        self._leased.set()
+        if self._releaser is not None:
+            self._front.guard.lease(self._leased_until)
+
     async def _release_loop(self) -> None:
         while True:
             await self._release_event.wait()
             self._release_event.clear()
+            while self._leased_until <= time.monotonic():  # else the guard would drop what is due
+                self._leased.clear()
+                await self._leased.wait()
             if self._release_to is not None:
                 inject.point("epoch.acked")
                 await self._front.gate.release(self._release_to)

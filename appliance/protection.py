@@ -193,6 +193,10 @@ class Protection:
         self.journal.event("peer-down", reason=reason, stalled=stalled)
         self.post(core.PeerDown(reason, stalled))
 
+    def peer_heard(self, moment: float) -> None:
+        if self._primary is not None:
+            self._primary.peer_heard(moment)
+
     async def message(self, message: Message) -> None:
         """A message about this VM, in order. Raises WireError when it makes no sense."""
         if message.type is Type.STATE:
@@ -282,13 +286,14 @@ class Protection:
     def _become_primary(self, qemu: Qemu, ram: GuestRam) -> None:
         assert self._front is not None
         self._primary = Primary(self.name, self._vm, self.id, self._front, qemu, ram, self._peer, self.journal,
-                                self.post)
+                                self._config.timing.timeout, self.post)
 
     def _speak(self, term: int) -> None:
         if self._primary is None or self._front is None:
             return
-        if self._front.guard.stats().term != term:
-            self._front.open(term)
+        announced = self._front.guard.stats().term == term
+        self._front.open(term)
+        if not announced:
             self.journal.event("gate-open", term=term)
             self._announcer = self._spawn(self._announce())
         self._primary.speak()

@@ -77,6 +77,10 @@ class Service:
         for vm in self.vms.values():
             vm.peer_down(reason, stalled)
 
+    def peer_heard(self, moment: float) -> None:
+        for vm in self.vms.values():
+            vm.peer_heard(moment)
+
     async def message(self, message: Message) -> None:
         vm = self._by_id.get(message.vm)
         if vm is None:

@@ -49,7 +49,7 @@ def _vm_lines(name: str, vm: dict[str, Any], colour: bool) -> Iterator[str]:
         counts = f"released {gate.get('released_frames')}  overflow {gate.get('overflow_frames')}"
         yield _row("  gate", str(gate.get("backend", "")), held, counts)
     if guard := vm.get("guard"):
-        counts = "  ".join(f"{key} {guard.get(f'{key}_frames')}" for key in ("early", "closed", "unstamped"))
+        counts = "  ".join(f"{key} {guard.get(f'{key}_frames')}" for key in ("early", "closed", "expired", "unstamped"))
         passed = f"passed {guard.get('passed_frames')} frames"
         yield _row("  guard", "open" if guard.get("open") else "closed", passed, counts)
     pause = vm.get("pause_ms") or {}

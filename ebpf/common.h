@@ -51,11 +51,13 @@ struct hf_guard {
 	__u64 early_frames;	/* dropped: beyond what is committed */
 	__u64 closed_frames;	/* dropped: no term is open */
 	__u64 unstamped_frames; /* dropped: never went through the gate */
-	__u64 reserved0[3];
+	__u64 expired_frames;	/* dropped: the lease had run out */
+	__u64 reserved0[2];
 
 	__u64 committed; /* sequence number of the last frame that may pass */
 	__u64 term;	 /* 0: closed */
-	__u64 reserved1[6];
+	__u64 until_ns;	 /* CLOCK_MONOTONIC; from then on nothing passes */
+	__u64 reserved1[5];
 };
 
 _Static_assert(sizeof(struct hf_gate) == 128, "hf_gate: change ebpf/state.py too");

@@ -31,6 +31,10 @@ int guard(struct __sk_buff *skb)
 		__sync_fetch_and_add(&g->closed_frames, 1);
 		return TC_ACT_SHOT;
 	}
+	if (bpf_ktime_get_ns() >= g->until_ns) {
+		__sync_fetch_and_add(&g->expired_frames, 1);
+		return TC_ACT_SHOT;
+	}
 	if (!skb->vlan_present || skb->vlan_proto != bpf_htons(HF_STAMP_PROTO)) {
 		__sync_fetch_and_add(&g->unstamped_frames, 1);
 		return TC_ACT_SHOT;

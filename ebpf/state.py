@@ -70,8 +70,10 @@ class GuardState(ctypes.Structure):
     early_frames: int
     closed_frames: int
     unstamped_frames: int
+    expired_frames: int
     committed: int
     term: int
+    until_ns: int
 
     _fields_ = [
         ("passed_frames", c_uint64),
@@ -79,8 +81,10 @@ class GuardState(ctypes.Structure):
         ("early_frames", c_uint64),
         ("closed_frames", c_uint64),
         ("unstamped_frames", c_uint64),
-        ("reserved0", c_uint64 * 3),
+        ("expired_frames", c_uint64),
+        ("reserved0", c_uint64 * 2),
         ("committed", c_uint64),
         ("term", c_uint64),
-        ("reserved1", c_uint64 * 6),
+        ("until_ns", c_uint64),
+        ("reserved1", c_uint64 * 5),
     ]

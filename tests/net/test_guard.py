@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The guard judges each frame by its own stamp: frames are written to the out tap behind the gate's back."""
 
+import asyncio
 import os
+import time
 from collections.abc import Callable
 
 import msgspec
@@ -100,5 +102,29 @@ def test_only_the_current_term_opens(play: Callable[..., None]) -> None:
             front.open(0)
         front.open(4)
         assert msgspec.json.decode(msgspec.json.encode(front.guard.stats()))["term"] == 4
+
+    play(scene)
+
+
+def test_a_lease_runs_out_without_anybody_doing_anything(stage: Stage, play: Callable[..., None]) -> None:
+    sniffer = stage.sniff()
+
+    async def scene(front: Front) -> None:
+        front.open(1)
+        front.guard.commit(9)
+        write(front, stamped(1, 1))
+        until = time.monotonic() + 0.05
+        front.guard.lease(until)
+        write(front, stamped(2, 2))
+        while time.monotonic() < until:
+            await asyncio.sleep(0)
+        write(front, stamped(3, 3))
+        assert front.guard.stats().expired_frames == 1
+        front.guard.lease(time.monotonic() + 60)
+        write(front, stamped(4, 4))
+        front.guard.lease(0)
+        front.open(2)  # rightfully alone: no lease
+        write(front, stamped(5, 5))
+        assert numbers(sniffer.wait(4)) == [1, 2, 4, 5]
 
     play(scene)
