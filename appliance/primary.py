@@ -173,7 +173,7 @@ class Primary:
     async def _first_copy(self, term: int, stopping: asyncio.Event) -> None:
         if self._checkpointer is None:
             self.tracker = choose(self._qemu, self._ram, self._vm.tracker)
-            self._checkpointer = Checkpointer(self._qemu.monitor, self.tracker, self._ram.pages)
+            self._checkpointer = Checkpointer(self._qemu.monitor, self.tracker, self.tracker.source)
         self._flights.clear()
         self._flight_bytes, self.epoch, self.committed = 0, 0, 0
         self._release_to = None

@@ -78,7 +78,10 @@ class Snapshot:
 
 
 class Checkpointer:
-    """Takes checkpoints of one VM whose RAM is mapped at `pages`. Owns one worker thread for scan and copy."""
+    """Takes checkpoints of one VM. Owns one worker thread for scan and copy.
+
+    `pages` is what the tracker compares or watches, its `source`: contents are read from nowhere else.
+    """
 
     def __init__(self, vm: Vm, tracker: DirtyTracker, pages: PageData) -> None:
         self._vm, self._tracker, self._ram = vm, tracker, pages
@@ -98,16 +101,11 @@ class Checkpointer:
         """
         loop = asyncio.get_running_loop()
         begun = time.monotonic()
-        # QEMU takes commands in order: the state follows the stop without waiting for us in between.
-        stopping, saving = asyncio.ensure_future(self._vm.stop()), asyncio.ensure_future(self._vm.save_devices())
-        try:
-            await stopping
-        except BaseException:
-            saving.cancel()
-            raise
+        await self._vm.stop()
         stopped = time.monotonic()
         at_stop()
         inject.point("checkpoint.stopped")
+        saving = asyncio.ensure_future(self._vm.save_devices())
         copying = loop.run_in_executor(self._worker, self._collect)
         await asyncio.wait_for(asyncio.gather(saving, copying), SCAN_TIMEOUT)
         device = bytes(saving.result())
