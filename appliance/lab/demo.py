@@ -10,6 +10,7 @@ Exit status: 0 every promise kept, 1 one was broken, 130 interrupted; any other:
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import shutil
 import signal
@@ -18,6 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from appliance.errors import HoldfastError, TimedOut, Unavailable
@@ -100,7 +102,7 @@ def conclude(run: Run, out: Path, lab: Lab, tell: Callable[[str], None]) -> list
     if recording is None:
         return [*run.trouble, "the client left no recording"]
     measured = [failover.measure(one, seen, recording) for one in run.failovers]
-    end = (max(recording.streams["echo"].start_ns) + recording.unix_offset_ns) / 1e9
+    end = (max(recording.streams["echo"].start_ns, default=0) + recording.unix_offset_ns) / 1e9
     spans = seen.protected_spans([one.fault_at for one in run.failovers], end)
     document = report.build(measured, seen, recording, spans)
     broken = run.trouble + report.broken_promises(document, recording, len(HOSTS))
@@ -151,9 +153,9 @@ def demonstrate(options: Options, out: Path, tell: Callable[[str], None]) -> lis
         run = hold(lab, out, tell)
         return conclude(run, out, lab, tell)
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not leave half a lab behind
-        keep_logs(lab, out)
+        heed(signal.SIG_IGN)  # a late Ctrl-C must not leave half a lab behind
+        with contextlib.suppress(OSError):
+            keep_logs(lab, out)
         lab.down()
         tell("the lab is gone")
 
@@ -165,7 +167,13 @@ def keep_logs(lab: Lab, out: Path) -> None:
             shutil.copyfile(log, out / f"{host}.log")
 
 
-def interrupt(_number: int, _frame: object) -> None:
+def heed(handler: signal.Handlers | Callable[[int, FrameType | None], None]) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, handler)
+
+
+def interrupt(_number: int, _frame: FrameType | None) -> None:
+    heed(signal.SIG_IGN)  # once is enough: what follows is the tearing down
     raise KeyboardInterrupt
 
 
@@ -180,7 +188,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = arguments(argv)
-    signal.signal(signal.SIGTERM, interrupt)
+    heed(interrupt)
     epoch = None if args.epoch is None else args.epoch / 1e3
     try:
         broken = demonstrate(Options(name=args.name, epoch=epoch, qemu=args.qemu), args.out, Teller())

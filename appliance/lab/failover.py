@@ -16,6 +16,7 @@ from appliance.lab.topology import HOSTS
 
 TAKEOVER_S = 20.0
 RETURN_S = 60.0
+UNDISTURBED_S = 0.5  # nobody asks a service anything while it takes over
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ def carry_out(lab: Lab, observer: Observer, victim: str, *, fault: str = "crash"
     observer.look()
     time.sleep(0.1)  # what looking cost the services is over
     happened = lab.fault(fault, victim)
+    time.sleep(UNDISTURBED_S)
     observer.wait_phase(survivor, frozenset(SPEAKING), TAKEOVER_S)
     time.sleep(away_s)
     healed_at = time.time()
