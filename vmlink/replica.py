@@ -17,6 +17,8 @@ from vmlink.wire import Buffer, Commit, PageData, PageNumbers, WireError, decode
 
 PIECE_PAGES = 512
 """Pages written to the replica before the event loop gets its turn: about 1 ms."""
+PIECE_COST = 512
+"""Bytes that a piece costs beyond its payload; without it a stream of empty pieces would grow without bound."""
 
 
 @dataclass
@@ -94,7 +96,7 @@ class Replica:
             raise WireError(f"a piece of epoch {epoch} after the whole epoch {self.epoch}")
         if self._staged is None:
             self._staged = _Staged(epoch)
-        self._staged.held += size
+        self._staged.held += size + PIECE_COST
         if self._staged.held + sum(s.held for s in self._unapplied) > self._limit:
             raise WireError(f"epoch {epoch} exceeds the {self._limit} bytes that may wait aside")
         return self._staged
@@ -111,19 +113,25 @@ class Replica:
         self.epoch, self.consumed, self.device = epoch, commit.consumed, staged.device
 
     async def apply(self) -> None:
-        """Write every whole epoch to RAM, oldest first. A takeover calls it before it touches the replica."""
+        """Write every whole epoch to RAM, oldest first. A takeover calls it before it touches the replica.
+
+        Cancelled, it leaves the rest to the next call.
+        """
         async with self._applying:
             while self._unapplied:
-                staged = self._unapplied[0]
-                while staged.pages:
-                    numbers, data = staged.pages[0]
-                    for at in range(0, len(numbers), PIECE_PAGES):
-                        piece = numbers[at:at + PIECE_PAGES]
-                        self._ram[piece] = data if isinstance(data, int) else data[at:at + PIECE_PAGES]
-                        await asyncio.sleep(0)
-                    staged.pages.pop(0)
-                if self._unapplied and self._unapplied[0] is staged:
-                    self._unapplied.popleft()
+                await self._write(self._unapplied[0])
+
+    async def _write(self, staged: _Staged) -> None:
+        while staged.pages:
+            numbers, data = staged.pages[0]
+            for at in range(0, len(numbers), PIECE_PAGES):
+                piece = numbers[at:at + PIECE_PAGES]
+                self._ram[piece] = data if isinstance(data, int) else data[at:at + PIECE_PAGES]
+                await asyncio.sleep(0)
+                if not self._unapplied or self._unapplied[0] is not staged:
+                    return  # a new first copy began: this epoch counts no more
+            staged.pages.pop(0)
+        self._unapplied.popleft()
 
     def device_state(self) -> bytes:
         """The device state of the last whole epoch. Raises VmError when no epoch is whole."""
