@@ -19,6 +19,7 @@ import msgspec
 
 from appliance import config as cfg
 from appliance import core
+from appliance.errors import HoldfastError
 from appliance.front import Front
 from appliance.gate import Mark
 from appliance.journal import EpochRecord, Journal
@@ -117,9 +118,13 @@ class Primary:
 
     async def _move(self) -> None:
         gate = self._front.gate
-        while True:
-            await gate.release(gate.mark())
-            await gate.output()
+        try:
+            while True:
+                await gate.release(gate.mark())
+                await gate.output()
+        except HoldfastError as error:  # the VM is mute, but it lives: once protected it can move to the backup
+            log.error("%s: output cannot leave this host: %s", self._name, error)
+            self._journal.event("output-failed", cause=str(error))
 
     def hold(self) -> None:
         """Release nothing more."""
@@ -292,16 +297,20 @@ class Primary:
             self._front.guard.lease(self._leased_until)
 
     async def _release_loop(self) -> None:
-        while True:
-            await self._release_event.wait()
-            self._release_event.clear()
-            while self._leased_until <= time.monotonic():  # else the guard would drop what is due
-                self._leased.clear()
-                await self._leased.wait()
-            if self._release_to is not None:
-                inject.point("epoch.acked")
-                await self._front.gate.release(self._release_to)
-                inject.point("epoch.released")
+        try:
+            while True:
+                await self._release_event.wait()
+                self._release_event.clear()
+                while self._leased_until <= time.monotonic():  # else the guard would drop what is due
+                    self._leased.clear()
+                    await self._leased.wait()
+                if self._release_to is not None:
+                    inject.point("epoch.acked")
+                    await self._front.gate.release(self._release_to)
+                    inject.point("epoch.released")
+        except (HoldfastError, inject.Injected) as error:  # the backup has all that was to go out: it can speak
+            log.error("%s: output cannot leave this host: %s", self._name, error)
+            self._post(core.VmLost(f"output cannot leave this host: {error}"))
 
     # --- what the VM receives, for the replay log ---
 
