@@ -211,7 +211,11 @@ class Protection:
             if self._primary is not None:
                 self._primary.acknowledged(message.epoch)
         elif self._backup is not None:
-            await self._backup.message(message)
+            try:
+                await self._backup.message(message)
+            except FAULTS as error:  # of this host, not of the stream: the replica cannot be trusted any more
+                log.error("%s: the replica failed: %s", self.name, error)
+                self.post(core.VmLost(str(error)))
 
     # --- the VM's life on this host ---
 
