@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A client of a lab's VM: one echo connection and one of redis INCR, kept open and busy, every answer judged."""
+
+from __future__ import annotations
+
+import secrets
+import time
+
+from appliance.lab import topology
+from appliance.lab.lab import REDIS_PORT, Lab
+from appliance.lab.streams import Echo, Incr, Redis, Stream
+
+ECHO_PORT = 7
+PACE = 0.003
+
+
+class _InsideIncr(Incr):
+    """INCR over a socket made in a namespace."""
+
+    def __init__(self, namespace: str, run: str) -> None:
+        super().__init__((topology.VM_IP, REDIS_PORT), run)
+        self._namespace, self.pace_s = namespace, PACE
+
+    def connect(self) -> None:
+        with topology.inside(self._namespace):
+            super().connect()
+
+
+class _InsideEcho(Echo):
+    """Echo over a socket made in a namespace."""
+
+    def __init__(self, namespace: str) -> None:
+        super().__init__((topology.VM_IP, ECHO_PORT))
+        self._namespace, self.pace_s = namespace, PACE
+
+    def connect(self) -> None:
+        with topology.inside(self._namespace):
+            super().connect()
+
+
+class Client:
+    """Starts at once, ends with `close`."""
+
+    def __init__(self, lab: Lab) -> None:
+        self._namespace = lab.netns("client")
+        self._incr = _InsideIncr(self._namespace, f"pair-{secrets.token_hex(4)}")
+        self._streams: tuple[Stream, ...] = (self._incr, _InsideEcho(self._namespace))
+        for stream in self._streams:
+            stream.thread.start()
+
+    def goes_on(self, seconds: float = 15.0) -> None:
+        """Wait until everything asked from now on is answered."""
+        now, deadline = time.monotonic_ns(), time.monotonic() + seconds
+        for stream in self._streams:
+            while not (stream.record.start_ns and stream.record.start_ns[-1] > now):
+                assert time.monotonic() < deadline, f"{stream.name}: no answer in {seconds:g} s; {self.problems()}"
+                time.sleep(0.005)
+
+    def problems(self) -> list[str]:
+        """Everything that the client saw and should not have: resets, lost INCRs, wrong answers."""
+        found = list(self._incr.judge.problems)
+        for stream in self._streams:
+            found += [f"{stream.name}: {broken.kind}: {broken.cause}" for broken in stream.record.broken]
+            found += [f"{stream.name}: {fault}" for fault in stream.record.faults if stream.answered.is_set()]
+        return found
+
+    def longest_wait(self, begin_ns: int) -> float:
+        """Seconds of the longest wait for an answer since `begin_ns` (monotonic)."""
+        now = time.monotonic_ns()
+        return max(stream.record.longest_stall_ms(begin_ns, now) for stream in self._streams) / 1e3
+
+    def read_back(self) -> int:
+        """The counter as a new connection reads it; judged too."""
+        with topology.inside(self._namespace):
+            redis = Redis((topology.VM_IP, REDIS_PORT))
+        try:
+            value = int(str(redis.command("GET", self._incr.key)))
+        finally:
+            redis.close()
+        return value
+
+    def close(self, *, judge: bool = True) -> None:
+        """Stop, and with `judge` compare the counter with what was acknowledged."""
+        for stream in self._streams:
+            stream.stop.set()
+        if judge:
+            for stream in self._streams:
+                stream.thread.join(20)
+            self._incr.judge.final(self.read_back())
