@@ -21,6 +21,7 @@ import numpy as np
 
 from appliance import config as cfg
 from appliance.errors import Unavailable
+from appliance.watched import watched
 from vmlink.wire import (
     HEADER,
     Buffer,
@@ -92,7 +93,7 @@ class Link:
     def start(self) -> None:
         """Begin to connect or to listen. Raises Unavailable when the address cannot be used."""
         server = None if self._dials else self._listen()
-        self._task = asyncio.create_task(self._dial() if server is None else self._accept(server))
+        self._task = watched(self._dial() if server is None else self._accept(server), f"link {self.name}")
 
     async def close(self) -> None:
         if self._task is not None:
@@ -213,7 +214,7 @@ class Link:
                 self.drop("the peer connected anew")
                 if serving is not None:
                     await serving
-                serving = asyncio.create_task(self._serve_quietly(sock))
+                serving = watched(self._serve_quietly(sock), f"link {self.name} connection")
         finally:
             server.close()
             if serving is not None:

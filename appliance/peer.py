@@ -19,6 +19,7 @@ from appliance import config as cfg
 from appliance.carrier import CarrierWatch
 from appliance.link import Hello, Link
 from appliance.stream import Receiver, Sender
+from appliance.watched import watched
 from vmlink.wire import Buffer, Header, Message, Type, WireError
 
 log = logging.getLogger("holdfast.peer")
@@ -71,7 +72,7 @@ class Peer:
         self._watch = CarrierWatch(self._look_at_carriers)
         for link in self.links:
             link.start()
-        self._ticker = asyncio.create_task(self._tick())
+        self._ticker = watched(self._tick(), "heartbeats")
 
     async def close(self) -> None:
         if self._ticker is not None:

@@ -24,6 +24,7 @@ from appliance.front import Front
 from appliance.gate import Mark
 from appliance.journal import EpochRecord, Journal
 from appliance.peer import Peer
+from appliance.watched import watched
 from vmlink import inject
 from vmlink.checkpoint import Checkpointer, Round, Snapshot, epoch_messages, round_messages
 from vmlink.errors import VmError
@@ -114,7 +115,7 @@ class Primary:
     def speak(self) -> None:
         """Release all output as it comes. Only when the core says that this host is rightfully solo."""
         if self._mover is None:
-            self._mover = asyncio.create_task(self._move(), name=f"{self._name} mover")
+            self._mover = watched(self._move(), f"{self._name} mover")
 
     async def _move(self) -> None:
         gate = self._front.gate
@@ -138,8 +139,7 @@ class Primary:
     def start_sync(self, term: int) -> None:
         """Copy the VM to the backup, then keep it protected. Reports SyncDone or SyncFailed."""
         previous, self._stopping, self.term = self._replication, asyncio.Event(), term
-        self._replication = asyncio.create_task(self._replicate(term, self._stopping, previous),
-                                                name=f"{self._name} replication")
+        self._replication = watched(self._replicate(term, self._stopping, previous), f"{self._name} replication")
 
     def stop_sync(self) -> None:
         """Take no further checkpoint. One under way is finished, so that the VM runs on."""
@@ -157,23 +157,22 @@ class Primary:
         try:
             await self._first_copy(term, stopping)
             await self._epochs(term, stopping)
-        except VmError as error:
-            # QEMU failed within a checkpoint: the VM may hang paused. Its end lets the backup take over.
-            log.error("%s: %s", self._name, error)
-            self._journal.event("checkpoint-failed", cause=str(error))
-            await self._qemu.kill()
-        except (OSError, WireError, inject.Injected) as error:
+        except (VmError, OSError, WireError, inject.Injected) as error:
             log.error("%s: replication failed: %s", self._name, error)
-            if not stopping.is_set():
+            self._journal.event("replication-failed", cause=str(error))
+            if await self._runs_on() and not stopping.is_set():
                 self._post(core.SyncFailed(str(error)))
-            await self._resume_quietly()
 
-    async def _resume_quietly(self) -> None:
+    async def _runs_on(self) -> bool:
+        """Resume a VM that a failed checkpoint may have left paused. One that cannot be is ended: the backup has
+        a whole epoch of it."""
         try:
             await self._qemu.monitor.cont()
         except VmError as error:
             log.error("%s: cannot resume: %s", self._name, error)
             await self._qemu.kill()
+            return False
+        return True
 
     async def _first_copy(self, term: int, stopping: asyncio.Event) -> None:
         if self._checkpointer is None:
@@ -241,7 +240,7 @@ class Primary:
         self.hold()
         self._front.guard.lease(self._leased_until)
         self._copying_inbound = True
-        self._releaser = asyncio.create_task(self._release_loop(), name=f"{self._name} releaser")
+        self._releaser = watched(self._release_loop(), f"{self._name} releaser")
 
     async def _until_end_of_epoch(self, last: Snapshot, stopping: asyncio.Event) -> None:
         gate, limits = self._front.gate, self._vm.limits

@@ -13,6 +13,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
+from types import CoroutineType
 from typing import Any
 
 import msgspec
@@ -29,6 +30,7 @@ from appliance.journal import Journal
 from appliance.peer import Peer
 from appliance.primary import Primary
 from appliance.term import Reign, TermStore
+from appliance.watched import watched
 from ebpf.errors import BpfError
 from vmlink import inject
 from vmlink.errors import VmError
@@ -94,16 +96,11 @@ class Protection:
         if self._front is not None:
             await self._front.close()
 
-    def _spawn(self, work: Any) -> asyncio.Task[None]:
-        task: asyncio.Task[None] = asyncio.ensure_future(work)
+    def _spawn(self, work: CoroutineType[Any, Any, None]) -> asyncio.Task[None]:
+        task = watched(work, f"{self.name} {work.cr_code.co_name}")
         self._tasks.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(self._tasks.discard)
         return task
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            log.critical("%s: a task failed", self.name, exc_info=task.exception())
 
     # --- decisions ---
 

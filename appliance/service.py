@@ -16,8 +16,10 @@ from appliance import config as cfg
 from appliance import core
 from appliance.arbiter import NoArbiter
 from appliance.control import ControlServer
+from appliance.exits import Exit
 from appliance.peer import Peer
 from appliance.protection import Protection
+from appliance.watched import is_defect
 from vmlink import priority
 from vmlink.wire import Message, WireError, vm_id
 
@@ -39,10 +41,22 @@ class Service:
         self._by_id = {vm_id(name): vm for name, vm in self.vms.items()}
         self._control = ControlServer(config.control_path, {"status": self._status, "epochs": self._epochs})
 
-    async def run(self, ready_fd: int | None = None) -> None:
-        """Run until SIGTERM or SIGINT. Raises HoldfastError or BpfError when it cannot start."""
+    async def run(self, ready_fd: int | None = None) -> int:
+        """Run until SIGTERM or SIGINT, or until a defect shows; returns an exit code.
+
+        Raises HoldfastError or BpfError when it cannot start.
+        """
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
+        defects: list[str] = []
+
+        def unhandled(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+            log.critical("%s", context["message"], exc_info=context.get("exception"))
+            if is_defect(context):
+                defects.append(context["message"])
+                stop.set()
+
+        loop.set_exception_handler(unhandled)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         try:
@@ -66,6 +80,7 @@ class Service:
                 await vm.close()
             await self.peer.close()
             await self._control.close()
+        return Exit.FAILED if defects else Exit.OK
 
     # --- what the peer reports ---
 
@@ -106,5 +121,4 @@ def main(config: cfg.Config, ready_fd: int | None = None) -> int:
                         format="%(asctime)s.%(msecs)03d %(levelname)-7s %(name)s: %(message)s",
                         datefmt="%H:%M:%S")
     priority.lead_alone()
-    asyncio.run(Service(config).run(ready_fd))
-    return 0
+    return asyncio.run(Service(config).run(ready_fd))
