@@ -12,8 +12,7 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
-from types import CoroutineType
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import msgspec
@@ -96,8 +95,8 @@ class Protection:
         if self._front is not None:
             await self._front.close()
 
-    def _spawn(self, work: CoroutineType[Any, Any, None]) -> asyncio.Task[None]:
-        task = watched(work, f"{self.name} {work.cr_code.co_name}")
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = watched(work, f"{self.name} {getattr(work, "__name__", "task")}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
