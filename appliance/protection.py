@@ -96,7 +96,7 @@ class Protection:
             await self._front.close()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = watched(work, f"{self.name} {getattr(work, "__name__", "task")}")
+        task = watched(work, f"{self.name}: {getattr(work, '__name__', 'task')}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
