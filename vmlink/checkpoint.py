@@ -97,7 +97,8 @@ class Checkpointer:
     async def take(self, at_stop: Callable[[], None]) -> Snapshot:
         """Pause, copy, resume. `at_stop` is called once while nothing moves: it marks the output.
 
-        Raises VmError when QEMU fails; the VM may then be paused or dead, its output stays held.
+        Raises VmError when QEMU fails, TimeoutError after SCAN_TIMEOUT; the VM may then be paused or dead, its
+        output stays held.
         """
         loop = asyncio.get_running_loop()
         begun = time.monotonic()
@@ -107,7 +108,10 @@ class Checkpointer:
         inject.point("checkpoint.stopped")
         saving = asyncio.ensure_future(self._vm.save_devices())
         copying = loop.run_in_executor(self._worker, self._collect)
-        await asyncio.wait_for(asyncio.gather(saving, copying), SCAN_TIMEOUT)
+        try:
+            await asyncio.wait_for(asyncio.gather(saving, copying), SCAN_TIMEOUT)
+        except TimeoutError:
+            raise TimeoutError(f"pages and device state were not taken within {SCAN_TIMEOUT:g} s") from None
         device = bytes(saving.result())
         numbers, data = copying.result()
         inject.point("checkpoint.saved")
@@ -133,8 +137,8 @@ class Checkpointer:
                 piece = numbers[at:at + CHUNK_PAGES]
                 data = await loop.run_in_executor(self._worker, self._ram.__getitem__, piece)
                 yield Round(number, len(numbers), piece, data)
-            if number and len(numbers) <= last_pages:
-                return
+            if number == limit_rounds - 1 or number and len(numbers) <= last_pages:
+                return  # no scan more: what it found would count as sent
             numbers = await loop.run_in_executor(self._worker, self._tracker.collect)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 
 POINTS = (
@@ -45,7 +46,7 @@ def parse(text: str) -> dict[str, tuple[str, int]]:
     """What `text` arms: action and passage by point. Raises ValueError."""
     point, _, rest = text.strip().partition(":")
     action, _, nth = rest.partition(":")
-    if point not in POINTS or action not in ACTIONS or not (nth or "1").isdigit():
+    if point not in POINTS or action not in ACTIONS or not re.fullmatch("[1-9][0-9]*", nth or "1"):
         raise ValueError(f"{text!r}: use POINT:{'|'.join(ACTIONS)}[:NTH], POINT one of {', '.join(POINTS)}")
     return {point: (action, int(nth or 1))}
 
