@@ -7,7 +7,6 @@ import ctypes
 import itertools
 import socket
 import struct
-import time
 from dataclasses import dataclass
 
 from appliance.lab import topology
@@ -21,7 +20,7 @@ _SNAP = 128
 _TIME = struct.Struct("=qq")
 _MAC = bytes.fromhex(VM_MAC.replace(":", ""))
 _PACKET_TYPE_AT = 0xFFFFF000 + 4  # SKF_AD_OFF + SKF_AD_PKTTYPE
-ARP, IP, IP6, RARP = 0x0806, 0x0800, 0x86DD, 0x8035
+ARP, IP, IP6 = 0x0806, 0x0800, 0x86DD
 ICMP, ICMP6, TCP = 1, 58, 6
 ECHO_REPLY, NEIGHBOUR_ADVERTISEMENT, ECHO_REPLY6 = 0, 136, 129
 
@@ -98,16 +97,6 @@ class Wire:
         _, lost = struct.unpack("=II", sock.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8))
         assert not lost, f"the capture at {host} missed {lost} frames"
         return frames
-
-    def wait(self, kinds: set[tuple[int, ...]], seconds: float = 10.0) -> list[Frame]:
-        """Frames from now on until one of each of `kinds` was among them."""
-        frames: list[Frame] = []
-        deadline = time.monotonic() + seconds
-        while missing := kinds - {frame.kind for frame in frames}:
-            assert time.monotonic() < deadline, f"never seen: {missing}"
-            time.sleep(0.01)
-            frames += self.take()
-        return sorted(frames)
 
     def close(self) -> None:
         for sock in self._sockets.values():
