@@ -28,8 +28,8 @@ def _lines(status: dict[str, Any], colour: bool) -> Iterator[str]:
     peer = status.get("peer", {})
     yield _row(f"host {status.get('host')}", f"peer {peer.get('name')}", _paint(peer.get("state"), colour))
     for link in peer.get("links", []):
-        rtt = "" if link.get("rtt_us") is None else f"rtt {link['rtt_us']} us"
-        yield _row(f"  {link.get('name')}", _paint(link.get("state"), colour), rtt)
+        detail = str(link.get("reason", "")) if link.get("rtt_us") is None else f"rtt {link['rtt_us']} us"
+        yield _row(f"  {link.get('name')}", _paint(link.get("state"), colour), detail)
     for name, vm in sorted(status.get("vms", {}).items()):
         yield from _vm_lines(name, vm, colour)
 
