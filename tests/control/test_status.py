@@ -29,7 +29,8 @@ REPLY: dict[str, Any] = {
             "epoch": 184213, "committed": 184212, "qemu_pid": 4123, "tracker": "uffd-wp",
             "gate": {"backend": "ring", "held_frames": 12, "held_bytes": 9626, "released_frames": 3,
                      "overflow_frames": 0},
-            "guard": {"open": True, "passed_frames": 3, "early_frames": 0, "closed_frames": 0, "expired_frames": 0, "unstamped_frames": 0},
+            "guard": {"open": True, "passed_frames": 3, "early_frames": 0, "closed_frames": 0,
+                      "expired_frames": 0, "unstamped_frames": 0},
             "pause_ms": {"last": 3.1, "p50": 3.4, "p99": 7.0, "max": 12.5}, "in_flight": 1,
             "sync": {"done_bytes": 1 << 20, "total_bytes": 128 << 20, "round": 2}, "events": [],
         }
