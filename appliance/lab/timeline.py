@@ -63,10 +63,19 @@ def _client(axes: Axes, recording: Recording, origin: float) -> None:
                   label=name, rasterized=True, zorder=1 if name == "ping" else 2)  # fmt: skip
         for broken in stream.broken:
             axes.axvline((broken.at_ns + recording.unix_offset_ns) / 1e9 - origin, color="black", linewidth=2)
-    axes.set_yscale("log")
+    _logarithmic(axes)
     axes.set_ylabel("what the client waited, ms")
     axes.grid(True, which="major", axis="y", linewidth=0.4)
     axes.legend(loc="lower right", ncols=len(STREAMS), markerscale=3, fontsize=9)
+
+
+def _logarithmic(axes: Axes) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _epochs(axes: Axes, seen: Seen, origin: float) -> None:
@@ -75,7 +84,7 @@ def _epochs(axes: Axes, seen: Seen, origin: float) -> None:
         times = [epoch.at - origin for epoch in epochs]
         axes.plot(times, [epoch.pause_ms for epoch in epochs], ".", markersize=2, color=colour, label=f"on {host}",
                   rasterized=True)  # fmt: skip
-    axes.set_yscale("log")
+    _logarithmic(axes)
     axes.set_ylabel("epochs: pause, ms")
     axes.grid(True, which="major", axis="y", linewidth=0.4)
     if seen.epochs:
