@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import statistics
 import time
@@ -16,6 +17,7 @@ log = logging.getLogger("holdfast.vm")
 
 EVENTS = 50
 EPOCHS = 4096
+SUMMARY = 512
 
 
 @dataclass
@@ -64,17 +66,18 @@ class Journal:
         return record
 
     def summary(self) -> dict[str, Any]:
-        """Pauses and dirty pages of the epochs remembered, for the status."""
-        pauses = sorted(record.pause * 1e3 for record in self.epochs)
-        commits = sorted((r.acked_at - r.stopped_at) * 1e3 for r in self.epochs if r.acked_at)
-        pages = [record.pages for record in self.epochs]
+        """Pauses and dirty pages of the last epochs, for the status: few enough not to hold up the event loop."""
+        latest = list(itertools.islice(reversed(self.epochs), SUMMARY))
+        pauses = sorted(record.pause * 1e3 for record in latest)
+        commits = sorted((r.acked_at - r.stopped_at) * 1e3 for r in latest if r.acked_at)
+        pages = [record.pages for record in latest]
         return {
             "checkpoints": self.checkpoints,
             "pause_ms": {"last": round(self.epochs[-1].pause * 1e3, 3) if self.epochs else 0.0,
                          "p50": round(quantile(pauses, 0.5), 3), "p99": round(quantile(pauses, 0.99), 3),
                          "max": round(pauses[-1] if pauses else 0.0, 3)},
             "commit_ms": {"p50": round(quantile(commits, 0.5), 3), "p99": round(quantile(commits, 0.99), 3)},
-            "dirty_pages": {"last": pages[-1] if pages else 0, "max": max(pages, default=0),
+            "dirty_pages": {"last": pages[0] if pages else 0, "max": max(pages, default=0),
                             "p50": int(statistics.median(pages)) if pages else 0},
         }
 
