@@ -14,6 +14,7 @@ import logging
 import socket
 import time
 from collections import deque
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 import msgspec
@@ -28,6 +29,7 @@ from vmlink.wire import (
     Header,
     Message,
     Type,
+    VersionError,
     WireError,
     check_payload,
     decode_header,
@@ -40,8 +42,14 @@ log = logging.getLogger("holdfast.link")
 BUFFER = 4 << 20
 """Bytes asked for in each socket buffer: an epoch of 1,000 pages leaves in one go."""
 HELLO_TIMEOUT = 2.0
+HELLO_LIMIT = 4096
+"""Bytes; nobody who is known yet may make this host hold more."""
+GREETING = 4
+"""Callers that may be saying hello at once, beside the connection that is up."""
 JOIN_BELOW = 64 << 10
 """Bytes; messages smaller than this leave in one piece with their header."""
+LOOSE_LIMIT = 8 << 20
+"""Bytes of messages that may be lost that may wait on a link."""
 
 
 class Hello(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -54,6 +62,9 @@ class Hello(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     refused: str = ""
 
 
+Greeting = Callable[[socket.socket], Awaitable[Hello]]
+
+
 class Listener(Protocol):
     """Who a link reports to."""
 
@@ -61,7 +72,7 @@ class Listener(Protocol):
         """What this host says first."""
 
     def judge(self, link: Link, theirs: Hello) -> str:
-        """As the accepting side: may the caller join? Returns why not, or nothing."""
+        """May the other side join? Returns why not, or nothing. Asked of one that refused, too."""
 
     def joined(self, link: Link, theirs: Hello) -> None:
         """The link carries messages from now on."""
@@ -79,16 +90,23 @@ class Link:
     def __init__(self, config: cfg.Link, timing: cfg.Timing, listener: Listener, *, dials: bool) -> None:
         self.config, self.name = config, config.name
         self._timing, self._listener, self._dials = timing, listener, dials
-        self._queue: deque[tuple[bytes, Message]] = deque()
+        self._queue: deque[tuple[bytes, Message, int]] = deque()  # the last: bytes of one that may be lost
+        self._loose = 0
         self._wake = asyncio.Event()
         self._socket: socket.socket | None = None
         self._task: asyncio.Task[None] | None = None
+        self._connection = asyncio.Lock()
+        self._told = ""
         self.carrier = True
         self.up = False
         self.heard = 0.0
         """Monotonic time of the last byte received."""
+        self.listening = False
+        """Is there nothing to read, as far as is known? Not while a message is being handled."""
         self.rtt: float | None = None
         self.reason = "not connected yet"
+        self.ended_here = False
+        """Did this host end the last connection although the peer was there?"""
 
     def start(self) -> None:
         """Begin to connect or to listen. Raises Unavailable when the address cannot be used."""
@@ -106,25 +124,28 @@ class Link:
 
     def send(self, header: bytes, message: Message) -> None:
         """Queue a message. What the stream keeps unacknowledged bounds this queue."""
-        self._queue.append((header, message))
+        self._queue.append((header, message, 0))
         self._wake.set()
 
-    def send_loose(self, message: Message, queue_limit: int) -> bool:
-        """Queue a message that may be lost; refused when more than `queue_limit` messages wait already."""
-        if len(self._queue) >= queue_limit:
+    def send_loose(self, message: Message) -> bool:
+        """Queue a message that may be lost; refused when LOOSE_LIMIT bytes of such wait already."""
+        if self._loose + message.size > LOOSE_LIMIT:
             return False
-        self.send(encode_header(message, 0, digest(message.payload)), message)
+        self._loose += message.size
+        self._queue.append((encode_header(message, 0, digest(message.payload)), message, message.size))
+        self._wake.set()
         return True
 
-    @property
-    def idle(self) -> bool:
-        return not self._queue
+    def _forget_queue(self) -> None:
+        self._queue.clear()
+        self._loose = 0
 
     async def _write(self, sock: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while True:
             while self._queue:
-                header, message = self._queue.popleft()
+                header, message, loose = self._queue.popleft()
+                self._loose -= loose
                 if message.size < JOIN_BELOW:
                     await loop.sock_sendall(sock, b"".join((header, *message.payload)))
                 else:
@@ -142,11 +163,13 @@ class Link:
         view = np.empty(size, np.uint8).data.cast("B")
         filled = 0
         while filled < size:
+            self.listening |= sock is self._socket
             count = await loop.sock_recv_into(sock, view[filled:])
             if not count:
                 raise ConnectionResetError("the peer closed the connection")
             filled += count
-            self.heard = time.monotonic()
+            if sock is self._socket:  # and not one that still says hello
+                self.heard, self.listening = time.monotonic(), False
         return view
 
     async def _read_message(self, sock: socket.socket) -> tuple[Header, Buffer]:
@@ -154,6 +177,10 @@ class Link:
         payload = await self._read_exactly(sock, header.length)
         check_payload(header, payload)
         return header, payload
+
+    def silence(self, now: float) -> float:
+        """Seconds for which the peer has said nothing although this side listened."""
+        return now - self.heard if self.up and self.listening else 0.0
 
     # --- the life of a connection ---
 
@@ -171,11 +198,14 @@ class Link:
             sock.setsockopt(socket.SOL_SOCKET, option, BUFFER)
 
     def _listen(self) -> socket.socket:
+        server = None
         try:
             server = self._new_socket()
             server.bind((self.config.address, self.config.port))
             server.listen(4)
         except OSError as error:
+            if server is not None:
+                server.close()
             raise Unavailable(f"link {self.name}: {self.config.address} port {self.config.port} on "
                               f"{self.config.interface}: {error.strerror}",
                               "is the interface there and up, with that address? Is another service running?"
@@ -183,125 +213,182 @@ class Link:
         return server
 
     async def _dial(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             if self.carrier:
-                sock = None
                 try:
                     sock = self._new_socket()
-                    sock.bind((self.config.address, 0))
-                    await asyncio.wait_for(loop.sock_connect(sock, (self.config.peer, self.config.port)),
-                                           HELLO_TIMEOUT)
-                    await self._serve(sock)
-                except (OSError, TimeoutError, WireError) as error:
+                except OSError as error:  # no such interface, at present
                     self._failed(error)
-                finally:
-                    if sock is not None:
-                        sock.close()
+                else:
+                    await self._serve(sock, self._call)
             await asyncio.sleep(self._timing.reconnect)
 
     async def _accept(self, server: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        serving: asyncio.Task[None] | None = None
+        serving: set[asyncio.Task[None]] = set()
         try:
             while True:
-                sock, address = await loop.sock_accept(server)
-                if address[0] != self.config.peer:
-                    log.warning("link %s: refused a connection from %s", self.name, address[0])
-                    sock.close()
+                sock = await self._next_caller(server)
+                if len(serving) > GREETING:
+                    sock.close()  # it will be tried again
                     continue
-                self._tune(sock)
-                self.drop("the peer connected anew")
-                if serving is not None:
-                    await serving
-                serving = watched(self._serve_quietly(sock), f"link {self.name} connection")
+                # What is up stays up until the caller has proved by its hello that it is the peer.
+                task = watched(self._serve(sock, self._answer), f"link {self.name} connection")
+                serving.add(task)
+                task.add_done_callback(serving.discard)
         finally:
             server.close()
-            if serving is not None:
-                serving.cancel()
+            for task in serving:
+                task.cancel()
+            if serving:
+                await asyncio.wait(serving)
 
-    async def _serve_quietly(self, sock: socket.socket) -> None:
-        try:
-            await self._serve(sock)
-        except (OSError, TimeoutError, WireError) as error:
-            self._failed(error)
-        finally:
+    async def _next_caller(self, server: socket.socket) -> socket.socket:
+        while True:
+            try:
+                sock, address = await asyncio.get_running_loop().sock_accept(server)
+            except OSError as error:  # of descriptors or memory there may be enough again soon
+                self._failed(error)
+                await asyncio.sleep(self._timing.reconnect)
+                continue
+            if address[0] == self.config.peer:
+                self._tune(sock)
+                return sock
             sock.close()
+            self._tell(f"refused a connection from {address[0]}")
 
     def _failed(self, error: Exception) -> None:
-        """No connection came about. Tried again for ever, so told once for each new reason."""
+        """No connection came about."""
         reason = str(error) or type(error).__name__
-        if isinstance(error, WireError) and reason != self.reason:
-            log.error("link %s: %s", self.name, reason)
-        self.reason = reason
+        if isinstance(error, WireError):
+            self._tell(reason)
+        if not self.up:
+            self.reason = reason
 
-    async def _serve(self, sock: socket.socket) -> None:
-        """From the first hello to the end of one connection."""
-        theirs = await asyncio.wait_for(self._greet(sock), HELLO_TIMEOUT)
-        self._socket, self.up, self.heard, self.reason = sock, True, time.monotonic(), ""
-        self._queue.clear()
+    def _tell(self, reason: str) -> None:
+        """Tried again for ever, so told once for each new reason."""
+        if reason != self._told:
+            log.error("link %s: %s", self.name, reason)
+        self._told = reason
+
+    async def _serve(self, sock: socket.socket, greet: Greeting) -> None:
+        """From the first hello to the end of one connection. A link reads from one connection at a time: when
+        this one joins, whatever the last one held has been handled or was thrown away."""
+        with contextlib.closing(sock):
+            try:
+                theirs = await asyncio.wait_for(greet(sock), HELLO_TIMEOUT)
+            except TimeoutError:
+                self._failed(WireError(f"no answer within {HELLO_TIMEOUT:g} s"))
+                return
+            except (OSError, WireError) as error:
+                self._failed(error)
+                return
+            async with self._connection:
+                await self._carry(sock, theirs)
+
+    async def _carry(self, sock: socket.socket, theirs: Hello) -> None:
+        """A connection whose hellos were exchanged, to its end."""
+        self._socket, self.up, self.heard, self.reason, self._told = sock, True, time.monotonic(), "", ""
+        self._forget_queue()
         writer = asyncio.create_task(self._write(sock))
         writer.add_done_callback(lambda task: self._writer_ended(sock, task))
         try:
             self._listener.joined(self, theirs)
-            while True:
-                header, payload = await self._read_message(sock)
-                await self._listener.arrived(self, header, payload)
-                if header.length >= JOIN_BELOW:
-                    await asyncio.sleep(0)  # nor does one that is full of data
-        except (OSError, WireError) as error:
-            if self._socket is sock:
-                self.reason = str(error) or type(error).__name__
-            if isinstance(error, WireError):
-                log.error("link %s: %s", self.name, error)
+            await self._read(sock)
         finally:
-            writer.cancel()
             self._end(sock)
+            writer.cancel()
+            await asyncio.wait([writer])  # its place in the event loop goes by the number of the socket
+
+    async def _read(self, sock: socket.socket) -> None:
+        """Hand on messages until the connection ends; nothing that was still to be read counts after `drop`."""
+        while self._socket is sock:
+            try:
+                header, payload = await self._read_message(sock)
+            except (OSError, WireError) as error:
+                self._broken(sock, error)
+                return
+            if self._socket is not sock:
+                return
+            try:
+                await self._listener.arrived(self, header, payload)
+            except WireError as error:
+                self._broken(sock, error)
+                return
+            if header.length >= JOIN_BELOW:
+                await asyncio.sleep(0)  # nor does one that is full of data
+
+    def _broken(self, sock: socket.socket, error: Exception) -> None:
+        if isinstance(error, WireError):
+            log.error("link %s: %s", self.name, error)
+        if self._socket is sock:
+            self.drop(str(error) or type(error).__name__, here=isinstance(error, WireError))
 
     def _writer_ended(self, sock: socket.socket, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is not None and self._socket is sock:
             self.drop(str(task.exception()))
 
-    async def _greet(self, sock: socket.socket) -> Hello:
-        if self._dials:
-            await self._say_hello(sock, self._listener.hello(self))
-            theirs = await self._hear_hello(sock)
-            if theirs.refused:
-                self._listener.judge(self, theirs)
-                raise WireError(f"the peer refused: {theirs.refused}")
-            return theirs
+    # --- hellos ---
+
+    async def _call(self, sock: socket.socket) -> Hello:
+        """Connect, say hello and hear the answer."""
+        sock.bind((self.config.address, 0))
+        await asyncio.get_running_loop().sock_connect(sock, (self.config.peer, self.config.port))
+        await self._say_hello(sock)
         theirs = await self._hear_hello(sock)
+        unfit = self._listener.judge(self, theirs)
+        if theirs.refused or unfit:
+            raise WireError(f"the peer refused: {theirs.refused}" if theirs.refused else unfit)
+        return theirs
+
+    async def _answer(self, sock: socket.socket) -> Hello:
+        """Hear the caller's hello and answer it."""
+        try:
+            theirs = await self._hear_hello(sock)
+        except VersionError as error:
+            await self._say_hello(sock, str(error))  # at least our version can be read there
+            raise
         refused = self._listener.judge(self, theirs)
-        await self._say_hello(sock, msgspec.structs.replace(self._listener.hello(self), refused=refused))
+        if not refused and self.up:
+            self.drop("the peer connected anew", here=True)  # which may end the session
+            refused = self._listener.judge(self, theirs)
+        await self._say_hello(sock, refused)
         if refused:
             raise WireError(f"refused the peer: {refused}")
         return theirs
 
-    async def _say_hello(self, sock: socket.socket, hello: Hello) -> None:
+    async def _say_hello(self, sock: socket.socket, refused: str = "") -> None:
+        hello = msgspec.structs.replace(self._listener.hello(self), refused=refused)
         message = Message(Type.HELLO, payload=(msgspec.json.encode(hello),))
         header = encode_header(message, 0, digest(message.payload))
         await asyncio.get_running_loop().sock_sendall(sock, b"".join((header, *message.payload)))
 
     async def _hear_hello(self, sock: socket.socket) -> Hello:
-        header, payload = await self._read_message(sock)
+        header = decode_header(await self._read_exactly(sock, HEADER.size))
         if header.type is not Type.HELLO:
             raise WireError(f"{header.type.name} before the hello")
+        if header.length > HELLO_LIMIT:
+            raise WireError(f"a hello of {header.length} bytes; at most {HELLO_LIMIT} are legal")
+        payload = await self._read_exactly(sock, header.length)
+        check_payload(header, payload)
         try:
             return msgspec.json.decode(payload, type=Hello)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise WireError(f"a hello that cannot be read: {error}") from None
 
-    def drop(self, reason: str) -> None:
-        """End the connection now. The reader ends by itself once it has handed on what it holds."""
+    def drop(self, reason: str, *, here: bool = False) -> None:
+        """End the connection now. A message that is being handled is handled to its end, no further one is.
+
+        here: the peer is there; it is this host that will not go on with the connection.
+        """
         if self._socket is not None:
-            self.reason = reason
+            self.reason, self.ended_here = reason, here
             self._end(self._socket)
 
     def _end(self, sock: socket.socket) -> None:
         if self._socket is not sock:
             return
         self._socket, self.up = None, False
-        self._queue.clear()
+        self._forget_queue()
         with contextlib.suppress(OSError):
             sock.shutdown(socket.SHUT_RDWR)
         self._listener.left(self, self.reason)

@@ -25,10 +25,8 @@ from vmlink.wire import Buffer, Header, Message, Type, WireError
 log = logging.getLogger("holdfast.peer")
 
 _BEAT = struct.Struct("!QQQQ")  # received, own clock in ns, the peer's clock echoed, ns since it arrived
-LOOSE_QUEUE = 64
-"""Messages that may wait on a link before one that may be lost is not even queued."""
-
-
+ACKNOWLEDGE_BYTES = 2 << 20
+"""Received bytes after which the sender hears of it before the next heartbeat is due."""
 STALL_MEMORY = 1.0
 """Seconds for which a stall of this process makes it doubt that the peer fell silent."""
 
@@ -37,7 +35,8 @@ class Handler(Protocol):
     """Who hears of the peer."""
 
     def peer_up(self) -> None: ...
-    def peer_down(self, reason: str, stalled: bool) -> None: ...
+    def peer_down(self, reason: str, doubtful: bool) -> None:
+        """No link is left. `doubtful`: this does not tell that the peer is dead."""
 
     def peer_heard(self, moment: float) -> None:
         """The peer has had a sign of life that this host sent at `moment` (monotonic): it will not take this
@@ -56,6 +55,7 @@ class Peer:
         self._dials = config.host.name < config.peer.name
         self.links = [Link(link, config.timing, self, dials=self._dials) for link in config.link]
         self._session = 0
+        self._over = 0
         self._fresh = True
         self._sender, self._receiver = Sender(window), Receiver()
         self._freed = asyncio.Event()
@@ -64,6 +64,7 @@ class Peer:
         self._clocks: dict[str, tuple[int, int]] = {}
         self._watch: CarrierWatch | None = None
         self._ticker: asyncio.Task[None] | None = None
+        self._unacknowledged = 0
         self._ticked = time.monotonic()
         self._stalled = -STALL_MEMORY
 
@@ -99,12 +100,14 @@ class Peer:
         if not up:
             return False
         spare = next((link for link in up if link is not self._active), up[0])
-        return spare.send_loose(message, LOOSE_QUEUE)
+        return spare.send_loose(message)
 
-    async def room(self) -> bool:
-        """Wait until the stream takes more. False when the peer is down."""
+    async def room(self, below: int | None = None) -> bool:
+        """Wait until the stream takes more, or until less than `below` bytes are under way. False when the peer is
+        down."""
         session = self._session
-        while self.up and self._session == session and not self._sender.room:
+        limit = self._window if below is None else below
+        while self.up and self._session == session and self._sender.kept_bytes >= limit:
             self._freed.clear()
             await self._freed.wait()
         return self.up and self._session == session
@@ -125,23 +128,25 @@ class Peer:
         return Hello(self._config.host.name, self._session, self._fresh, self._receiver.received)
 
     def judge(self, link: Link, theirs: Hello) -> str:
-        if self._dials:  # the accepting side refused: its session is over, so ours is
-            if not self.up:
+        if theirs.host != self._config.peer.name:
+            return f"this host's peer is {self._config.peer.name}, not {theirs.host[:64]!r}"
+        if self._dials:
+            if theirs.refused and not self.up:  # the accepting side's session is over, so ours is
                 self._session = 0
             return ""
-        if theirs.host != self._config.peer.name:
-            return f"this host's peer is {self._config.peer.name}, not {theirs.host}"
+        if theirs.session <= 0:
+            return "no session"
         if theirs.session != self._session:
             if not theirs.fresh:
                 return "unknown session"
+            if theirs.session == self._over:  # a hello that was under way when the last link of it went
+                return "the session is over"
             self._drop_all("the peer began a new session")
             self._session = theirs.session
         return ""
 
     def joined(self, link: Link, theirs: Hello) -> None:
-        if theirs.host != self._config.peer.name:
-            link.drop(f"this host's peer is {self._config.peer.name}, not {theirs.host}")
-        elif theirs.session != self._session:  # it ended while the hello was under way
+        if theirs.session != self._session:  # it ended while the hello was under way
             link.drop("the session is over")
         else:
             log.info("link %s is up", link.name)
@@ -159,13 +164,13 @@ class Peer:
         if other is not None:
             self._move(other)
             return
-        self._active, self._session = None, 0
+        self._active, self._session, self._over = None, 0, self._session
         self._sender, self._receiver = Sender(self._window), Receiver()
         self._freed.set()
         reasons = ", ".join(f"{each.name}: {each.reason}" for each in self.links)
         self._notice_stall()
         stalled = time.monotonic() - self._stalled < STALL_MEMORY
-        self._handler.peer_down(f"no link left ({reasons})", stalled)
+        self._handler.peer_down(f"no link left ({reasons})", stalled or link.ended_here)
 
     def _move(self, link: Link) -> None:
         """The stream goes on over `link`; what the peer may have missed is sent again."""
@@ -177,6 +182,8 @@ class Peer:
         if header.type is Type.BEAT:
             self._beat_arrived(link, payload)
             return
+        if header.type is Type.HELLO:
+            raise WireError("a second hello")
         message = Message(header.type, header.vm, header.term, header.epoch, (payload,))
         session = self._session
         async with self._delivering:
@@ -189,10 +196,13 @@ class Peer:
             except WireError as error:
                 self._drop_all(str(error))
                 raise
+        self._unacknowledged += header.length
+        if self._unacknowledged >= ACKNOWLEDGE_BYTES and link.up:
+            self._beat(link)
 
     def _drop_all(self, reason: str) -> None:
         for link in self.links:
-            link.drop(reason)
+            link.drop(reason, here=True)
 
     def _look_at_carriers(self) -> None:
         for link in self.links:
@@ -213,8 +223,8 @@ class Peer:
                     self._beat(link)
             if not stalled:  # else what the peer sent meanwhile must be read before it is judged
                 for link in self.links:
-                    if link.up and now - link.heard > timing.timeout:
-                        link.drop(f"silent for {(now - link.heard) * 1e3:.0f} ms")
+                    if link.silence(now) > timing.timeout:
+                        link.drop(f"silent for {link.silence(now) * 1e3:.0f} ms")
 
     def _notice_stall(self) -> bool:
         """Did this process stand still until now for so long that the peer may have given it up?"""
@@ -226,16 +236,19 @@ class Peer:
         return stalled
 
     def _beat(self, link: Link) -> None:
+        self._unacknowledged = 0
         now = time.monotonic_ns()
         theirs, arrived = self._clocks.get(link.name, (0, now))
         beat = _BEAT.pack(self._receiver.received, now, theirs, now - arrived)
-        link.send_loose(Message(Type.BEAT, payload=(beat,)), LOOSE_QUEUE)
+        link.send_loose(Message(Type.BEAT, payload=(beat,)))
 
     def _beat_arrived(self, link: Link, payload: Buffer) -> None:
         if len(payload) != _BEAT.size:
             raise WireError(f"a heartbeat of {len(payload)} bytes")
         received, theirs, echo, held = _BEAT.unpack(payload)
         now = time.monotonic_ns()
+        if echo > now:
+            raise WireError("a heartbeat that echoes one not yet sent")
         self._clocks[link.name] = (theirs, now)
         if echo:
             link.rtt = max(0, now - echo - held) / 1e9
