@@ -98,11 +98,11 @@ class PeerUp:
 
 @dataclass(frozen=True)
 class PeerDown:
-    """No link to the peer is left. `stalled`: this host itself stood still lately, so the silence may be its own
-    and the peer may have taken over meanwhile."""
+    """No link to the peer is left. `doubtful`: not for want of a sign of life; this host ended the session, or
+    stood still itself lately and the peer may have taken over meanwhile."""
 
     reason: str
-    stalled: bool = False
+    doubtful: bool = False
 
 
 @dataclass(frozen=True)

@@ -95,10 +95,10 @@ def step(state: State, event: Event, now: float) -> tuple[State, list[Effect]]:
         case PeerUp():
             turn.state = replace(state, peer_up=True, peer=None)
             turn.effects.append(Tell())
-        case PeerDown(reason, stalled):
+        case PeerDown(reason, doubtful):
             turn.state = replace(state, peer_up=False, peer=None)
             _peer_silent(turn, reason)
-            if stalled and turn.state.phase is Phase.ASKING:  # look for the peer before asking for its term
+            if doubtful and turn.state.phase is Phase.ASKING:  # look for the peer before asking for its term
                 turn.effects = [effect for effect in turn.effects if not isinstance(effect, Ask)]
                 turn.state = replace(turn.state, retry_at=now + RETRY)
         case PeerSays(peer):

@@ -51,8 +51,10 @@ class Service:
         defects: list[str] = []
 
         def unhandled(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-            log.critical("%s", context["message"], exc_info=context.get("exception"))
-            if is_defect(context):
+            defect = is_defect(context)  # else what a library left unread, as qemu.qmp does when QEMU dies
+            log.log(logging.CRITICAL if defect else logging.DEBUG, "%s", context["message"],
+                    exc_info=context.get("exception"))
+            if defect:
                 defects.append(context["message"])
                 stop.set()
 
@@ -88,9 +90,9 @@ class Service:
         for vm in self.vms.values():
             vm.peer_up()
 
-    def peer_down(self, reason: str, stalled: bool) -> None:
+    def peer_down(self, reason: str, doubtful: bool) -> None:
         for vm in self.vms.values():
-            vm.peer_down(reason, stalled)
+            vm.peer_down(reason, doubtful)
 
     def peer_heard(self, moment: float) -> None:
         for vm in self.vms.values():
