@@ -59,6 +59,7 @@ class Qemu:
         self._console = console
         self._state_fd = state_fd
         self._command = command
+        self._end: asyncio.Task[None] | None = None
 
     @classmethod
     async def start(cls, vm: VmSpec, ram: GuestRam, *, tap_fd: int, incoming: bool, run_dir: Path,
@@ -119,7 +120,15 @@ class Qemu:
         return await self._child.died()
 
     async def kill(self) -> None:
-        """End QEMU at once, reap it, close everything that belongs to it. Idempotent."""
+        """End QEMU at once, reap it, close everything that belongs to it. Idempotent.
+
+        Once begun it runs to its end, whoever stops waiting for it: half-closed, a monitor cannot be closed again.
+        """
+        if self._end is None:
+            self._end = asyncio.create_task(self._kill(), name=f"end of QEMU {self.pid}")
+        await asyncio.shield(self._end)
+
+    async def _kill(self) -> None:
         await self._child.kill()
         await self.monitor.close()
         self._console.close()
