@@ -15,14 +15,17 @@ import msgspec
 from appliance import config as cfg
 from appliance import core
 from appliance.journal import Journal
+from appliance.outbound import EPOCH_BYTES
 from appliance.peer import Peer
 from appliance.primary import SyncOffer, offer_of
 from vmlink import inject
 from vmlink.qemu import Qemu
 from vmlink.ram import GuestRam
 from vmlink.replica import Replica
-from vmlink.wire import Commit, Message, Type, WireError, decode_frames, decode_pieces
+from vmlink.wire import Buffer, Commit, Message, Type, WireError, decode_frames, decode_pieces
 
+MAX_EPOCHS = 128
+"""Epochs whose output may wait to be known as released; more than may ever be in flight."""
 log = logging.getLogger("holdfast.backup")
 
 
@@ -71,6 +74,8 @@ class Backup:
         self._peer, self._journal, self._post = peer, journal, post
         self.replica = Replica(ram.pages, vm.limits.in_flight + ram.size)
         self.replay = ReplayLog(vm.limits.replay_log)
+        self._sent: dict[int, list[bytes]] = {}
+        """By epoch: small frames that the VM sent, of epochs not known to be released."""
 
     async def message(self, message: Message) -> None:
         """One message of the primary's stream. Raises WireError when it makes no sense."""
@@ -87,6 +92,8 @@ class Backup:
             self.replica.add_device(message.epoch, payload)
         elif message.type is Type.INBOUND:
             self.replay.add(decode_frames(payload))
+        elif message.type is Type.OUTBOUND:
+            self._keep_output(message.epoch, payload)
         elif message.type is Type.COMMIT:
             await self._commit(message.epoch, Commit.decode(payload))
         else:
@@ -107,7 +114,13 @@ class Backup:
         self._post(core.ReplicaReady())  # before the old replica goes: nobody may take over from half of one
         self.replica.begin(term)
         self.replay.clear()
+        self._sent.clear()
         self._journal.event("sync-begin", term=term)
+
+    def _keep_output(self, epoch: int, payload: Buffer) -> None:
+        if epoch != self.replica.epoch + 1 or len(payload) > 2 * EPOCH_BYTES or len(self._sent) > MAX_EPOCHS:
+            raise WireError(f"{len(payload)} bytes of output for epoch {epoch} after {self.replica.epoch}")
+        self._sent[epoch] = [frame for _, frame in decode_frames(payload)]
 
     async def _commit(self, epoch: int, commit: Commit) -> None:
         self.replica.commit(epoch, commit)
@@ -118,8 +131,13 @@ class Backup:
         self._peer.send(Message(Type.ACK, self._id, self.replica.term, epoch))
         inject.point("replica.acked")
         self.replay.trim(commit.consumed)
+        self._sent = {number: frames for number, frames in self._sent.items() if number > commit.released}
         await self.replica.apply()
         inject.point("replica.applied")
+
+    def unreleased(self) -> list[bytes]:
+        """Small frames of whole epochs that clients may not have got, in the order they were sent."""
+        return [frame for epoch in sorted(self._sent) if epoch <= self.replica.epoch for frame in self._sent[epoch]]
 
     async def take_over(self) -> None:
         """Finish the last whole epoch, load it and run. Raises VmError when QEMU does not come up."""

@@ -18,11 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from appliance import packet
 from appliance.announce import announcements
 from appliance.errors import HoldfastError, NoPermission, Unavailable
 from appliance.gate import RingGate
 from appliance.guard import Guard
 from appliance.inbound import Inbound
+from appliance.outbound import Outbound
 from appliance.tap import VNET_HEADER, Counters, open_tap
 from ebpf import libbpf, objects_dir
 from ebpf.state import STAMP_FRAMES, STAMP_PROTO, GateState, GuardState, InboundState
@@ -57,6 +59,7 @@ class Front:
     gate: RingGate
     guard: Guard
     inbound: Inbound
+    outbound: Outbound
 
     def __init__(self, spec: FrontSpec) -> None:
         """Use `create`."""
@@ -98,6 +101,8 @@ class Front:
         self.guard = Guard(guard_programs.state("guard_state", GuardState))
         self.inbound = Inbound(gate_programs.state("inbound_state", InboundState))
         self._undo.callback(self.inbound.unbind)
+        self.outbound = Outbound(hold_name)
+        self._undo.callback(self.outbound.close)
         self.gate = RingGate(
             self._hold, self._out, state, self.guard, Counters(state.hold_ifindex), self.spec.limit_bytes
         )
@@ -177,10 +182,16 @@ class Front:
 
     def announce(self) -> None:
         """Tell the network that the MAC is here now, once. Only an open guard lets it pass."""
-        stamp = STAMP_PROTO.to_bytes(2, "big") + (self.guard.committed & 0xFFFF).to_bytes(2, "big")
-        for frame in self._announcements:
+        self.send_again([bytes(packet.VNET_HEADER) + frame for frame in self._announcements])
+
+    def send_again(self, frames: list[bytes]) -> None:
+        """Send frames of committed epochs (as `outbound` took them) under the stamp of what is committed here.
+        Only an open guard lets them pass."""
+        for frame in frames:
+            stamped = packet.with_tag(frame, STAMP_PROTO, self.guard.committed & 0xFFFF)
+            header, rest = stamped[:packet.VNET_HEADER], stamped[packet.VNET_HEADER:]
             with contextlib.suppress(OSError):  # the device is down: there is nobody to tell
-                os.write(self._out, bytes(VNET_HEADER) + frame[:12] + stamp + frame[12:])
+                os.write(self._out, header.ljust(VNET_HEADER, b"\0") + rest)
 
     async def close(self) -> None:
         """Shut, and take every device of this front away. Idempotent."""

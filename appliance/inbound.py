@@ -7,37 +7,19 @@ replayed when the VM's state is taken back. Where counting errs (frames lost her
 errs towards frames that a network may lose too.
 """
 
-import ctypes
 import socket
 import struct
 from dataclasses import dataclass
 
+from appliance import packet
 from appliance.errors import NoPermission, Unavailable
 from appliance.tap import Counters
 from ebpf.state import InboundState
 
-VNET_HEADER = 10  # bytes in front of each frame that is read or injected
+VNET_HEADER = packet.VNET_HEADER
 _READ_FRAMES = 256
 _READ_BYTES = 4 << 20
-_BUFFER_BYTES = 16 << 20
-_FRAME_BYTES = 128 << 10
-
-_SOL_PACKET, _PACKET_STATISTICS, _PACKET_AUXDATA, _PACKET_VNET_HDR = 263, 6, 8, 15
-_SO_ATTACH_FILTER, _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 26, 32, 33
-_ETH_P_ALL = 3
-_TP_STATUS_VLAN_VALID = 1 << 4
-_NEEDS_CSUM = 1
-_AUXDATA = struct.Struct("=IIIHHHH")  # status, len, snaplen, mac, net, vlan_tci, vlan_tpid
-_ANCILLARY = socket.CMSG_SPACE(_AUXDATA.size)
-
-# Classic BPF: load the packet type; frames that leave through the device whole, others not at all.
-_ONLY_OUTGOING = struct.pack(
-    "=HBBIHBBIHBBIHBBI",
-    *(0x28, 0, 0, 0xFFFFF004),  # ldh [SKF_AD_OFF + SKF_AD_PKTTYPE]
-    *(0x15, 0, 1, 4),  # jeq #PACKET_OUTGOING
-    *(0x06, 0, 0, 0xFFFFFFFF),  # ret all
-    *(0x06, 0, 0, 0),  # ret none
-)
+_SOL_PACKET, _PACKET_STATISTICS = 263, 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +45,7 @@ class Inbound:
         self._capture: socket.socket | None = None
         self._inject: socket.socket | None = None
         self._counters: Counters | None = None
-        self._buffer = memoryview(bytearray(_FRAME_BYTES))
+        self._buffer = memoryview(bytearray(packet.FRAME_BYTES))
         self._read = self._missed = self._injected = self._refused = 0
 
     def bind(self, device: str, ifindex: int) -> None:
@@ -73,16 +55,8 @@ class Inbound:
         """
         self.unbind()
         try:
-            self._capture = _packet_socket()
-            program = ctypes.create_string_buffer(_ONLY_OUTGOING, len(_ONLY_OUTGOING))
-            self._capture.setsockopt(
-                socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HxxxxxxP", 4, ctypes.addressof(program))
-            )
-            self._capture.setsockopt(_SOL_PACKET, _PACKET_AUXDATA, 1)
-            self._capture.bind((device, _ETH_P_ALL))
-            self._capture.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # "the device is down": known
-            self._inject = _packet_socket()
-            self._inject.bind((device, 0))  # receives nothing
+            self._capture = packet.capture(device)
+            self._inject = packet.injector(device)
             self._counters = Counters(ifindex)
         except OSError as error:
             self.unbind()
@@ -129,13 +103,13 @@ class Inbound:
         vector = [self._buffer]
         while len(frames) < _READ_FRAMES and size < _READ_BYTES:
             try:
-                length, ancillary, _, _ = capture.recvmsg_into(vector, _ANCILLARY)
+                length, ancillary, _, _ = capture.recvmsg_into(vector, packet.ANCILLARY)
             except OSError:  # nothing left, or the tap is gone
                 self._count_missed(capture)
                 break
             frame = bytes(self._buffer[:length])
-            if ancillary:
-                frame = _with_tag(frame, ancillary[0][2])
+            if tag := packet.tag_of(ancillary):
+                frame = packet.with_tag(frame, *tag)
             frames.append(frame)
             size += length
         self._read += len(frames)
@@ -163,7 +137,7 @@ class Inbound:
         done = 0
         for frame in frames:
             try:
-                if not VNET_HEADER + 14 <= len(frame) <= _FRAME_BYTES:
+                if not VNET_HEADER + 14 <= len(frame) <= packet.FRAME_BYTES:
                     raise OSError("not a frame")
                 self._inject.send(frame)
                 done += 1
@@ -184,26 +158,3 @@ class Inbound:
             injected_frames=self._injected,
             refused_frames=self._refused,
         )
-
-
-def _packet_socket() -> socket.socket:
-    made = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
-    made.setsockopt(_SOL_PACKET, _PACKET_VNET_HDR, 1)
-    made.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_BYTES)
-    made.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _BUFFER_BYTES)
-    return made
-
-
-def _with_tag(frame: bytes, auxdata: bytes) -> bytes:
-    """The kernel hands a VLAN tag over beside the frame: put it back, and move the checksum's place along."""
-    status, _, _, _, _, tci, protocol = _AUXDATA.unpack_from(auxdata)
-    if not status & _TP_STATUS_VLAN_VALID:
-        return frame
-    flags, gso, header, gso_size, start, offset = struct.unpack_from("=BBHHHH", frame)
-    if flags & _NEEDS_CSUM:
-        start += 4
-    if header:
-        header += 4
-    addresses, rest = frame[VNET_HEADER : VNET_HEADER + 12], frame[VNET_HEADER + 12 :]
-    tag = struct.pack("!HH", protocol or 0x8100, tci)
-    return struct.pack("=BBHHHH", flags, gso, header, gso_size, start, offset) + addresses + tag + rest

@@ -40,6 +40,10 @@ THROTTLE = 0.75
 """Share of the gate's limit at which the VM waits, paused, for an acknowledgement."""
 
 
+SYNC_WINDOW = 8 << 20
+"""Bytes of a first copy under way at once: enough for the links, little for what has to follow."""
+
+
 class SyncOffer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the first copy will need on the other side."""
 
@@ -92,6 +96,7 @@ class Primary:
         self.term = 0
         self.epoch = 0
         self.committed = 0
+        self._released = 0
         self.sync: dict[str, Any] | None = None
         self.throttled = 0
         self.unlogged_frames = 0
@@ -158,8 +163,9 @@ class Primary:
             await self._first_copy(term, stopping)
             await self._epochs(term, stopping)
         except (VmError, OSError, WireError, inject.Injected) as error:
-            log.error("%s: replication failed: %s", self._name, error)
-            self._journal.event("replication-failed", cause=str(error))
+            if not stopping.is_set():  # else its end, even QEMU's, may have been ordered
+                log.error("%s: replication failed: %s", self._name, error)
+                self._journal.event("replication-failed", cause=str(error))
             if await self._runs_on() and not stopping.is_set():
                 self._post(core.SyncFailed(str(error)))
 
@@ -169,7 +175,7 @@ class Primary:
         try:
             await self._qemu.monitor.cont()
         except VmError as error:
-            log.error("%s: cannot resume: %s", self._name, error)
+            log.warning("%s: cannot resume: %s", self._name, error)
             await self._qemu.kill()
             return False
         return True
@@ -179,19 +185,20 @@ class Primary:
             self.tracker = choose(self._qemu, self._ram, self._vm.tracker)
             self._checkpointer = Checkpointer(self._qemu.monitor, self.tracker, self.tracker.source)
         self._flights.clear()
-        self._flight_bytes, self.epoch, self.committed = 0, 0, 0
+        self._flight_bytes, self.epoch, self.committed, self._released = 0, 0, 0, 0
         self._release_to = None
         self._journal.event("sync-begin", term=term)
         offer = await offer_of(self._qemu, self._ram)
         self._peer.send(Message(Type.SYNC, self._id, term, 0, (msgspec.json.encode(offer),)))
         done = 0
         async for piece in self._checkpointer.rounds():
-            if stopping.is_set() or not await self._peer.room():
+            if stopping.is_set() or not await self._peer.room(SYNC_WINDOW):
                 return
             for message in round_messages(piece, self._id, term):
                 self._peer.send(message)
             inject.point("sync.round")
             done = self._progress(piece, done)
+        await self._peer.room(1)  # from the next pause on output waits: not behind all that is still under way
 
     def _progress(self, piece: Round, done: int) -> int:
         page = self._ram.pages.shape[1]
@@ -227,7 +234,8 @@ class Primary:
         record = self._journal.epoch(term, epoch, snapshot)
         self._flights.append(_Flight(epoch, mark, snapshot.size, snapshot.resumed, record))
         self._flight_bytes += snapshot.size
-        for message in epoch_messages(snapshot, self._id, term, epoch, consumed):
+        output = encode_frames(self._front.outbound.take(mark.seq))
+        for message in epoch_messages(snapshot, self._id, term, epoch, consumed, self._released, output):
             if not await self._peer.room():
                 return None
             self._peer.send(message)
@@ -239,6 +247,7 @@ class Primary:
         """From this pause on nothing leaves before its epoch is committed, nor without a lease."""
         self.hold()
         self._front.guard.lease(self._leased_until)
+        self._front.outbound.forget()
         self._copying_inbound = True
         self._releaser = watched(self._release_loop(), f"{self._name} releaser")
 
@@ -304,9 +313,11 @@ class Primary:
                     self._leased.clear()
                     await self._leased.wait()
                 if self._release_to is not None:
+                    epoch = self.committed
                     inject.point("epoch.acked")
                     await self._front.gate.release(self._release_to)
                     inject.point("epoch.released")
+                    self._released = epoch
         except (HoldfastError, inject.Injected) as error:  # the backup has all that was to go out: it can speak
             log.error("%s: output cannot leave this host: %s", self._name, error)
             self._post(core.VmLost(f"output cannot leave this host: {error}"))

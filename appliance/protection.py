@@ -185,9 +185,9 @@ class Protection:
         self.journal.event("peer-up")
         self.post(core.PeerUp())
 
-    def peer_down(self, reason: str, stalled: bool) -> None:
-        self.journal.event("peer-down", reason=reason, stalled=stalled)
-        self.post(core.PeerDown(reason, stalled))
+    def peer_down(self, reason: str, doubtful: bool) -> None:
+        self.journal.event("peer-down", reason=reason, doubtful=doubtful)
+        self.post(core.PeerDown(reason, doubtful))
 
     def peer_heard(self, moment: float) -> None:
         if self._primary is not None:
@@ -278,10 +278,11 @@ class Protection:
         self.journal.event("takeover-done", term=self.state.term)
         self._backup = None
         self._become_primary(qemu, ram)
-        replayed = backup.replay.take()
+        replayed, again = backup.replay.take(), backup.unreleased()
         front.inbound.inject(replayed)
-        self.post(core.VmRunning())
-        self.journal.event("replayed", frames=len(replayed))
+        self.post(core.VmRunning())  # the gate is open when this returns
+        front.send_again(again)
+        self.journal.event("replayed", frames=len(replayed), sent_again=len(again))
 
     def _become_primary(self, qemu: Qemu, ram: GuestRam) -> None:
         assert self._front is not None

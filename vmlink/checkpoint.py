@@ -164,13 +164,17 @@ def round_messages(piece: Round, vm: int, term: int) -> Iterator[Message]:
     yield Message(Type.PAGES, vm, term, 0, encode_pages(piece.numbers, piece.data))
 
 
-def epoch_messages(snapshot: Snapshot, vm: int, term: int, epoch: int, consumed: int) -> Iterator[Message]:
-    """An epoch as messages, COMMIT last."""
+def epoch_messages(snapshot: Snapshot, vm: int, term: int, epoch: int, consumed: int, released: int = 0,
+                   output: bytes = b"") -> Iterator[Message]:
+    """An epoch as messages, COMMIT last. `output`: its small frames, encoded. For `consumed` and `released` see
+    `wire.Commit`."""
     for at in range(0, len(snapshot.numbers), CHUNK_PAGES):
         piece = slice(at, at + CHUNK_PAGES)
         yield Message(Type.PAGES, vm, term, epoch, encode_pages(snapshot.numbers[piece], snapshot.data[piece]))
     inject.point("epoch.sending")
     for at in range(0, len(snapshot.device), MAX_PAYLOAD):
         yield Message(Type.DEVICE, vm, term, epoch, (memoryview(snapshot.device)[at:at + MAX_PAYLOAD],))
-    commit = Commit(len(snapshot.numbers), len(snapshot.device), consumed)
+    if output:
+        yield Message(Type.OUTBOUND, vm, term, epoch, (output,))
+    commit = Commit(len(snapshot.numbers), len(snapshot.device), consumed, released)
     yield Message(Type.COMMIT, vm, term, epoch, (commit.encode(),))

@@ -60,6 +60,7 @@ class Type(IntEnum):
     COMMIT = 14  # the epoch is complete: what it consisted of
     ACK = 15  # the backup has the whole epoch
     INBOUND = 16  # frames that the VM received (replay log)
+    OUTBOUND = 17  # small frames that the VM sent in the epoch
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ def decode_numbers(payload: Buffer, pages_in_ram: int) -> PageNumbers:
     return numbers
 
 
-_COMMIT = struct.Struct("!QQQ")
+_COMMIT = struct.Struct("!QQQQ")
 
 
 @dataclass(frozen=True)
@@ -181,15 +182,16 @@ class Commit:
     """What an epoch consisted of, so that the backup can tell a whole one.
 
     `consumed` is the number of the last inbound frame the guest had taken when the epoch ended: frames up
-    to it are part of the checkpoint and need no replay.
+    to it are part of the checkpoint and need no replay. `released` is the last epoch whose output is out.
     """
 
     pages: int
     device_bytes: int
     consumed: int
+    released: int = 0
 
     def encode(self) -> bytes:
-        return _COMMIT.pack(self.pages, self.device_bytes, self.consumed)
+        return _COMMIT.pack(self.pages, self.device_bytes, self.consumed, self.released)
 
     @classmethod
     def decode(cls, payload: Buffer) -> Commit:
@@ -204,20 +206,20 @@ MAX_FRAME = 128 << 10
 
 
 def encode_frames(frames: Iterable[tuple[int, bytes]]) -> bytes:
-    """Numbered frames (vnet header included) for INBOUND."""
+    """Numbered frames (vnet header included) for INBOUND and OUTBOUND."""
     return b"".join(_FRAME.pack(number, len(frame)) + frame for number, frame in frames)
 
 
 def decode_frames(payload: Buffer) -> list[tuple[int, bytes]]:
-    """The numbered frames in an INBOUND payload. Raises WireError when they do not fit it exactly."""
+    """The numbered frames in a payload. Raises WireError when they do not fit it exactly."""
     frames, at, view = [], 0, memoryview(payload)
     while at < len(view):
         if at + _FRAME.size > len(view):
-            raise WireError("an INBOUND payload ends within a frame header")
+            raise WireError("a payload of frames ends within a frame header")
         number, length = _FRAME.unpack_from(view, at)
         at += _FRAME.size
         if not 0 < length <= MAX_FRAME or at + length > len(view):
-            raise WireError("an INBOUND frame is longer than its payload")
+            raise WireError("a frame is longer than its payload")
         frames.append((number, bytes(view[at:at + length])))
         at += length
     return frames

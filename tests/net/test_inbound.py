@@ -152,7 +152,7 @@ def test_replayed_frames_reach_the_vm_while_shut(client: socket.socket, play: Ca
 def test_copies_that_nobody_reads_are_missed_not_kept(
     client: socket.socket, play: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("appliance.inbound._BUFFER_BYTES", 64 << 10)
+    monkeypatch.setattr("appliance.packet.BUFFER_BYTES", 64 << 10)
 
     async def scene(front: Front) -> None:
         vm = await front.attach_vm()
