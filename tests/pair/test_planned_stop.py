@@ -8,6 +8,7 @@ import signal
 
 import pytest
 
+from appliance.lab.topology import HOSTS
 from tests.pair.pair import Pair
 
 pytestmark = [
@@ -17,13 +18,14 @@ pytestmark = [
 
 
 def test_the_primary_stops(pair: Pair) -> None:
-    primary, backup = pair.protected()
-    _stop(pair, primary)
-    pair.client.goes_on()
-    assert pair.vm(backup)["role"] == "primary"
-    pair.heal(primary)
-    assert pair.protected() == (backup, primary)
-    pair.sound(primary, backup)
+    for _ in HOSTS:
+        primary, backup = pair.protected()
+        _stop(pair, primary)
+        pair.client.goes_on()
+        assert pair.vm(backup)["role"] == "primary"
+        pair.heal(primary)
+        assert pair.protected() == (backup, primary)
+        pair.sound(primary, backup)
 
 
 def test_the_backup_stops(pair: Pair) -> None:
