@@ -10,14 +10,13 @@ import logging
 from collections import deque
 from collections.abc import Callable
 
-import msgspec
-
 from appliance import config as cfg
 from appliance import core
 from appliance.journal import Journal
 from appliance.outbound import EPOCH_BYTES
 from appliance.peer import Peer
 from appliance.primary import SyncOffer, offer_of
+from appliance.spoken import understood
 from vmlink import inject
 from vmlink.qemu import Qemu
 from vmlink.ram import GuestRam
@@ -100,10 +99,7 @@ class Backup:
             raise WireError(f"a backup takes no {message.type.name}")
 
     async def _begin(self, term: int, payload: bytes | bytearray | memoryview) -> None:
-        try:
-            offer = msgspec.json.decode(payload, type=SyncOffer)
-        except msgspec.DecodeError as error:
-            raise WireError(f"an offer that cannot be read: {error}") from None
+        offer = understood(payload, SyncOffer, "an offer")
         own = await offer_of(self._qemu, self._ram)
         if offer != own:
             differ = ", ".join(f"{field} {getattr(offer, field)} there, {getattr(own, field)} here"

@@ -22,6 +22,7 @@ import numpy as np
 
 from appliance import config as cfg
 from appliance.errors import Unavailable
+from appliance.spoken import LIMIT, understood
 from appliance.watched import watched
 from vmlink.wire import (
     HEADER,
@@ -42,8 +43,6 @@ log = logging.getLogger("holdfast.link")
 BUFFER = 4 << 20
 """Bytes asked for in each socket buffer: an epoch of 1,000 pages leaves in one go."""
 HELLO_TIMEOUT = 2.0
-HELLO_LIMIT = 4096
-"""Bytes; nobody who is known yet may make this host hold more."""
 GREETING = 4
 """Callers that may be saying hello at once, beside the connection that is up."""
 JOIN_BELOW = 64 << 10
@@ -366,14 +365,11 @@ class Link:
         header = decode_header(await self._read_exactly(sock, HEADER.size))
         if header.type is not Type.HELLO:
             raise WireError(f"{header.type.name} before the hello")
-        if header.length > HELLO_LIMIT:
-            raise WireError(f"a hello of {header.length} bytes; at most {HELLO_LIMIT} are legal")
+        if header.length > LIMIT:  # before it costs memory: nobody knows yet who that is
+            raise WireError(f"a hello of {header.length} bytes; at most {LIMIT} are legal")
         payload = await self._read_exactly(sock, header.length)
         check_payload(header, payload)
-        try:
-            return msgspec.json.decode(payload, type=Hello)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise WireError(f"a hello that cannot be read: {error}") from None
+        return understood(payload, Hello, "a hello")
 
     def drop(self, reason: str, *, here: bool = False) -> None:
         """End the connection now. A message that is being handled is handled to its end, no further one is.

@@ -28,6 +28,7 @@ from appliance.front import Front, FrontSpec
 from appliance.journal import Journal
 from appliance.peer import Peer
 from appliance.primary import Primary
+from appliance.spoken import Term, understood
 from appliance.term import Reign, TermStore
 from appliance.watched import watched
 from ebpf.errors import BpfError
@@ -35,7 +36,7 @@ from vmlink import inject
 from vmlink.errors import VmError
 from vmlink.qemu import Qemu, VmSpec
 from vmlink.ram import GuestRam
-from vmlink.wire import Message, Type, WireError, decode_pieces, vm_id
+from vmlink.wire import Message, Type, decode_pieces, vm_id
 
 log = logging.getLogger("holdfast.protection")
 
@@ -49,7 +50,7 @@ class Told(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A STATE message."""
 
     phase: core.Phase
-    term: int
+    term: Term
     last: core.Role
     role: core.Role
     home: bool
@@ -196,10 +197,7 @@ class Protection:
     async def message(self, message: Message) -> None:
         """A message about this VM, in order. Raises WireError when it makes no sense."""
         if message.type is Type.STATE:
-            try:
-                told = msgspec.json.decode(decode_pieces(message), type=Told)
-            except msgspec.DecodeError as error:
-                raise WireError(f"a state that cannot be read: {error}") from None
+            told = understood(decode_pieces(message), Told, "a state")
             self.post(core.PeerSays(PeerView(told.phase, told.term, told.last, told.role, told.home, told.settled)))
         elif message.term != self.state.term:
             return  # the older term is refused; of a newer one STATE tells first
