@@ -274,7 +274,8 @@ class Link:
         this one joins, whatever the last one held has been handled or was thrown away."""
         with contextlib.closing(sock):
             try:
-                theirs = await asyncio.wait_for(greet(sock), HELLO_TIMEOUT)
+                async with asyncio.timeout(HELLO_TIMEOUT):  # wait_for may swallow the order to end
+                    theirs = await greet(sock)
             except TimeoutError:
                 self._failed(WireError(f"no answer within {HELLO_TIMEOUT:g} s"))
                 return

@@ -109,7 +109,8 @@ class Checkpointer:
         saving = asyncio.ensure_future(self._vm.save_devices())
         copying = loop.run_in_executor(self._worker, self._collect)
         try:
-            await asyncio.wait_for(asyncio.gather(saving, copying), SCAN_TIMEOUT)
+            async with asyncio.timeout(SCAN_TIMEOUT):
+                await asyncio.gather(saving, copying)
         except TimeoutError:
             raise TimeoutError(f"pages and device state were not taken within {SCAN_TIMEOUT:g} s") from None
         device = bytes(saving.result())

@@ -73,6 +73,11 @@ def flipped(data: bytes, at: int) -> bytes:
     return data[:at] + bytes([data[at] ^ 1]) + data[at + 1:]
 
 
+def named(value: object) -> str | None:
+    """The id of a case: what is expected, and not the bytes."""
+    return value[:30] if isinstance(value, str) else "raw" if isinstance(value, bytes) else None
+
+
 PAGES = frame(Message(Type.PAGES, 1, 2, 3, (b"x" * 1000,)), 1)
 
 
@@ -94,7 +99,7 @@ PAGES = frame(Message(Type.PAGES, 1, 2, 3, (b"x" * 1000,)), 1)
     (frame(Message(Type.BEAT, payload=(BEAT.pack(5, 0, 0, 0),))), "acknowledges message 5, but only 0 were sent"),
     (frame(Message(Type.BEAT, payload=(BEAT.pack(0, 1, 2**63, 0),))), "a heartbeat that echoes one not yet sent"),
     (frame(Message(Type.HELLO, payload=(b"{}",))), "a second hello"),
-])
+], ids=named)
 def test_what_makes_no_sense_ends_the_link_not_the_session(beta: Host, session: tuple[Speaker, Speaker], data: bytes,
                                                            why: str) -> None:
     for bad, good in (session, session[::-1]):
@@ -205,7 +210,7 @@ def test_noise(beta: Host, call: Call) -> None:
     (odd_frame(b"x", kind=Type.HELLO, length=MAX_PAYLOAD), "a hello of 4194304 bytes"),
     (flipped(PAGES, 20), "a corrupt header"),
     (flipped(PAGES, 64), "PAGES before the hello"),
-])
+], ids=named)
 @pytest.mark.parametrize("joined", [False, True])
 def test_who_does_not_say_hello_is_sent_away(beta: Host, call: Call, data: bytes, why: str, joined: bool,
                                              caplog: pytest.LogCaptureFixture) -> None:
@@ -250,7 +255,7 @@ def test_who_says_nothing_is_sent_away(beta: Host, call: Call, monkeypatch: pyte
     ({"fresh": False}, "unknown session"),
     ({"session": 0}, "no session"),
     ({"session": -5}, "no session"),
-])
+], ids=named)
 @pytest.mark.parametrize("joined", [False, True])
 def test_who_does_not_belong_here_is_refused(beta: Host, call: Call, hello: dict[str, Any], why: str,
                                              joined: bool) -> None:
@@ -410,7 +415,7 @@ def test_the_called_host_is_another(exchange: Exchange, host: Callable[..., Host
     (frame(ACK), "ACK before the hello"),
     (b"", "the peer closed the connection"),
     (encode_header(ACK, 0, 0)[:30], "the peer closed the connection"),
-])
+], ids=named)
 def test_the_called_host_does_not_answer_as_it_should(exchange: Exchange, host: Callable[..., Host], data: bytes,
                                                       why: str) -> None:
     alpha = host("alpha")

@@ -138,7 +138,7 @@ def test_the_format_is_the_documented_one() -> None:
     (header_of()[:-1], "a header of 63 bytes"),
     (header_of() + b"\0", "a header of 65 bytes"),
     (b"", "a header of 0 bytes"),
-])
+], ids=lambda value: value if isinstance(value, str) else "raw")
 def test_a_wrong_header_is_refused(raw: bytes, why: str) -> None:
     with pytest.raises(WireError, match=why):
         decode_header(raw)
