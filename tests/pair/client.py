@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A client of a lab's VM: one echo connection and one of redis INCR, kept open and busy, every answer judged."""
+"""A client of a lab's VM: an echo connection and two to redis, kept open and busy, every answer judged."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 
 from appliance.lab import topology
 from appliance.lab.lab import REDIS_PORT, Lab
-from appliance.lab.streams import Echo, Incr, Redis, Stream
+from appliance.lab.streams import Echo, Incr, Redis, RedisStream, Stream, WrongAnswer
 
 ECHO_PORT = 7
 PACE = 0.003
@@ -38,13 +38,44 @@ class _InsideEcho(Echo):
             super().connect()
 
 
+class _InsideMemory(RedisStream):
+    """Does the VM remember what it said? Each answer is a value of the VM's own choice, and what it chose before.
+
+    An INCR that is carried out once more from the replay log gives the same answer again, and nobody would see
+    that the first one had left too early. The VM's clock gives another.
+    """
+
+    name = "memory"
+    SCRIPT = """local now = redis.call('TIME')
+        return {redis.call('GETSET', KEYS[1], now[1] .. '.' .. now[2]), redis.call('GET', KEYS[1])}"""
+
+    def __init__(self, namespace: str, run: str) -> None:
+        super().__init__((topology.VM_IP, REDIS_PORT))
+        self._namespace, self._key, self.pace_s = namespace, f"{run}:memory", PACE
+        self._said: int | str | None = None
+
+    def connect(self) -> None:
+        with topology.inside(self._namespace):
+            super().connect()
+
+    def operate(self) -> None:
+        answer = self.command("EVAL", self.SCRIPT, "1", self._key)
+        if not isinstance(answer, list) or len(answer) != 2:
+            raise WrongAnswer(f"the script answered {answer!r}")
+        before, self._said = self._said, answer[1]
+        if answer[0] != before:
+            raise WrongAnswer(f"the VM said {before} and remembers {answer[0]}")
+
+
 class Client:
     """Starts at once, ends with `close`."""
 
     def __init__(self, lab: Lab) -> None:
         self._namespace = lab.netns("client")
-        self._incr = _InsideIncr(self._namespace, f"pair-{secrets.token_hex(4)}")
-        self._streams: tuple[Stream, ...] = (self._incr, _InsideEcho(self._namespace))
+        run = f"pair-{secrets.token_hex(4)}"
+        self._incr = _InsideIncr(self._namespace, run)
+        memory, echo = _InsideMemory(self._namespace, run), _InsideEcho(self._namespace)
+        self._streams: tuple[Stream, ...] = (self._incr, memory, echo)
         for stream in self._streams:
             stream.thread.start()
 

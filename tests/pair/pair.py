@@ -130,10 +130,11 @@ class Pair:
         Returns who spoke; not compared with anything when nobody is named.
         """
         self.client.goes_on()
-        assert self.client.problems() == []
+        problems = self.client.problems()
+        assert not problems, problems
         for host in HOSTS:
-            guard = self.vm(host).get("guard") or {}
-            assert (guard.get("early_frames", 0), guard.get("unstamped_frames", 0)) == (0, 0), (host, guard)
+            guard = self.vm(host)["guard"]
+            assert (guard["early_frames"], guard["unstamped_frames"]) == (0, 0), (host, guard)
         frames = self.wire.take()
         found = speakers(frames)
         assert found == list(spoke or found), _scene(frames)
