@@ -253,6 +253,8 @@ class Peer:
         if echo:
             link.rtt = max(0, now - echo - held) / 1e9
             self._handler.peer_heard(echo / 1e9)
+            if echo / 1e9 > self._stalled:  # heard since: it had not given this host up
+                self._stalled = -STALL_MEMORY
         if self._sender.received(received):
             self._freed.set()
 
