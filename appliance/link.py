@@ -24,6 +24,7 @@ from appliance import config as cfg
 from appliance.errors import Unavailable
 from appliance.spoken import LIMIT, understood
 from appliance.watched import watched
+from vmlink import inject
 from vmlink.wire import (
     HEADER,
     Buffer,
@@ -151,6 +152,7 @@ class Link:
                     await loop.sock_sendall(sock, header)
                     for part in message.payload:
                         await loop.sock_sendall(sock, part)
+                    inject.point("link.sending")
                     await asyncio.sleep(0)  # a socket with room never waits: others need their turn
             self._wake.clear()
             await self._wake.wait()

@@ -18,8 +18,9 @@ POINTS = (
     "checkpoint.stopped",  # the VM is paused, output marked
     "checkpoint.saved",  # device state and dirty pages are copied
     "checkpoint.resumed",  # the VM runs on, nothing sent
-    "epoch.sending",  # half of the epoch is on the link
+    "epoch.sending",  # half of the epoch is queued for the link
     "epoch.sent",  # all of it is
+    "link.sending",  # a long message is on the link (most of an epoch), what follows it is not
     "epoch.acked",  # the acknowledgement arrived, nothing released
     "epoch.released",  # output is out
     "sync.round",  # within the first copy

@@ -15,7 +15,7 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
 ]
 
-PRIMARY = [point for point in inject.POINTS if point.startswith(("checkpoint.", "epoch."))]
+PRIMARY = [point for point in inject.POINTS if point.startswith(("checkpoint.", "epoch.", "link."))]
 BACKUP = [point for point in inject.POINTS if point.startswith("replica.")]
 TAKEOVER = [point for point in inject.POINTS if point.startswith("takeover.")]
 
