@@ -55,7 +55,7 @@ class Pair:
         return pair
 
     def down(self) -> None:
-        self.client.close(judge=False)
+        self.client.close()
         self.wire.close()
         self.lab.down()
 
@@ -132,6 +132,7 @@ class Pair:
         self.client.goes_on()
         problems = self.client.problems()
         assert not problems, problems
+        assert self.client.lost() == 0
         for host in HOSTS:
             guard = self.vm(host)["guard"]
             assert (guard["early_frames"], guard["unstamped_frames"]) == (0, 0), (host, guard)

@@ -163,6 +163,29 @@ def test_a_replica_whose_qemu_exits_at_once(lab: Callable[..., Lab], tmp_path: P
     pair.wait_protected(30)
 
 
+@pytest.mark.parametrize(
+    ("deprive", "cause", "code"),
+    [
+        ("mount -t tmpfs none /dev/net", "/dev/net/tun", Exit.UNAVAILABLE),
+        ("exec setpriv --bounding-set=-net_admin --inh-caps=-net_admin", "CAP_NET_ADMIN", Exit.NO_PERMISSION),
+    ],
+    ids=["no tun", "no privilege"],
+)
+def test_a_host_without_what_the_front_needs(
+    lab: Callable[..., Lab], deprive: str, cause: str, code: Exit
+) -> None:
+    pair = lab()
+    service = f"holdfast service --config {blueprint.host_directory(pair.name, 'alpha')}/config"
+    words = f"{deprive} {service}" if deprive.startswith("exec") else f"{deprive} && exec {service}"
+    told = subprocess.run(
+        pair.command("alpha", ["unshare", "--mount", "sh", "-c", words]), env=pair.environment("alpha"),
+        capture_output=True, text=True, timeout=30, check=False,
+    )
+    assert told.returncode == code, told.stderr
+    assert "holdfast: " in told.stderr and cause in told.stderr and "Traceback" not in told.stderr
+    assert told.stderr.splitlines()[-1].startswith("  "), "what to do about it"
+
+
 def test_hosts_that_differ_say_how(lab: Callable[..., Lab]) -> None:
     pair = lab()
     configure(pair, "beta", 'memory = "128MiB"', 'memory = "160MiB"')

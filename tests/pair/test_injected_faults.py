@@ -51,14 +51,18 @@ def test_the_backup_is_killed(pair: Pair, point: str) -> None:
     pair.sound(primary)
 
 
+@pytest.mark.parametrize("action", ["kill", "raise"])
 @pytest.mark.parametrize("point", TAKEOVER)
-def test_the_backup_is_killed_while_it_takes_over(pair: Pair, point: str) -> None:
+def test_the_backup_fails_to_take_over(pair: Pair, point: str, action: str) -> None:
     """The primary only stood still: it holds the state, and goes on."""
     primary, backup = pair.protected()
-    pair.arm(backup, f"{point}:kill")
+    pair.arm(backup, f"{point}:{action}")
     pair.lab.fault("service-pause", primary)
-    pair.dead(backup)
-    pair.nothing_left(backup)
+    if action == "kill":
+        pair.dead(backup)
+        pair.nothing_left(backup)
+    else:
+        until(f"{backup} fails", lambda: pair.vm(backup).get("phase") == "failed")
     pair.heal(primary)
     pair.client.goes_on()
     pair.heal(backup)
@@ -66,7 +70,8 @@ def test_the_backup_is_killed_while_it_takes_over(pair: Pair, point: str) -> Non
     pair.sound(primary)
 
 
-@pytest.mark.parametrize("point", ["checkpoint.stopped", "checkpoint.saved", "epoch.sending"])
+@pytest.mark.parametrize("point", ["checkpoint.stopped", "checkpoint.saved", "checkpoint.resumed", "epoch.sending",
+                                   "epoch.sent"])
 def test_the_primary_cannot_replicate(pair: Pair, point: str) -> None:
     """The VM runs on, alone if need be, and is protected again."""
     primary, backup = pair.protected()
@@ -103,7 +108,7 @@ def _count(pair: Pair, host: str, event: str) -> int:
     return pair.log(host).count(f": {event} ")
 
 
-@pytest.mark.parametrize("point", ["checkpoint.stopped", "checkpoint.saved", "epoch.sent", "epoch.acked"])
+@pytest.mark.parametrize("point", PRIMARY)
 def test_the_primary_stands_still(pair: Pair, point: str) -> None:
     """It wakes up when the other one speaks, and says nothing."""
     primary, backup = pair.protected()
@@ -116,7 +121,19 @@ def test_the_primary_stands_still(pair: Pair, point: str) -> None:
     pair.sound(primary, backup)
 
 
-@pytest.mark.parametrize("point", ["replica.received", "replica.acked"])
+def test_a_link_breaks_in_the_middle_of_an_epoch(pair: Pair) -> None:
+    """The rest goes over the other one: nobody notices."""
+    primary, backup = pair.protected()
+    syncs, term = _count(pair, primary, "sync-begin"), pair.term()
+    pair.arm(primary, "link.sending:raise")
+    until("the link breaks", lambda: "is down: link.sending" in pair.log(primary))
+    pair.client.goes_on()
+    assert (pair.protected(), pair.term()) == ((primary, backup), term)
+    assert _count(pair, primary, "sync-begin") == syncs
+    pair.sound(primary)
+
+
+@pytest.mark.parametrize("point", BACKUP)
 def test_the_backup_stands_still(pair: Pair, point: str) -> None:
     """The primary goes on alone; the backup wakes up with a replica that is out of date, and does not use it."""
     primary, backup = pair.protected()
@@ -176,7 +193,7 @@ def test_the_only_copy_dies(pair: Pair, action: str) -> None:
     pair.lab.fault("service-kill", backup)
     pair.nothing_left(backup)
     pair.client.goes_on()
-    pair.client.close(judge=False)
+    pair.client.close()
     term = pair.term()
     pair.arm(primary, f"sync.round:{action}")
     pair.heal(backup)
