@@ -358,7 +358,7 @@ def test_a_page_that_changes_there_and_back_is_not_missed() -> None:
 Writes = list[tuple[int, int, int]]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=30)
 @given(st.lists(st.lists(st.tuples(st.integers(0, PAGES - 1), st.integers(1, PAGES), st.integers(0, 255)), max_size=3),
                 max_size=12), st.integers(1, 4), st.sampled_from([0, 5, 2048]))
 def test_a_replica_is_what_the_vm_was(bursts: list[Writes], limit: int, last: int) -> None:

@@ -14,7 +14,7 @@ from appliance import config as cfg
 from tests.links.cables import Cables
 from tests.links.host import Host, both_up
 
-QUICK = cfg.Timing(hello=0.02, timeout=0.5, reconnect=0.02)
+QUICK = cfg.Timing(hello=0.02, timeout=0.4, reconnect=0.02)
 PATIENT = cfg.Timing(hello=0.02, timeout=60.0, reconnect=0.02)
 """Where silence is not the point: however busy the machine is, nobody is taken for dead."""
 

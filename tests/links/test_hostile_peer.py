@@ -536,3 +536,21 @@ def test_a_silent_peer_is_dropped(host: Callable[..., Host], call: Call) -> None
     until("the peer is down", lambda: beta.downs)
     assert "silent for" in beta.downs[0]
 
+
+def test_who_has_not_said_hello_speaks_for_nobody(host: Callable[..., Host], call: Call,
+                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caller that dribbles on must not make the connection that is up look alive."""
+    monkeypatch.setattr(link_module, "HELLO_TIMEOUT", 60)
+    beta = host("beta", QUICK)
+    speaker = call()
+    speaker.greet(SESSION)
+    until("the link is up", lambda: beta.links_up() == ["link0"])
+    dribble = iter(frame(Message(Type.HELLO, payload=(b"{}",))))
+    other = call()
+
+    def dropped() -> bool:
+        other.raw(bytes([next(dribble, 0)]))
+        return bool(beta.downs)
+
+    until("the silence is noticed all the same", dropped)
+    assert "silent for" in beta.downs[0]

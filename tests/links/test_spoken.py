@@ -46,7 +46,7 @@ def test_what_is_long_is_not_even_read() -> None:
         understood(b" " * (LIMIT + 1), Hello, "it")
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=100)
 @given(st.one_of(st.binary(max_size=100), st.text(max_size=50).map(str.encode),
                  st.dictionaries(st.sampled_from([*Told.__struct_fields__, *Hello.__struct_fields__]),
                                  st.one_of(st.integers(), st.text(max_size=9), st.booleans(), st.none()))

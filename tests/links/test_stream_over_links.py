@@ -11,9 +11,10 @@ from collections.abc import Callable
 import pytest
 
 from appliance.errors import Unavailable
+from appliance.link import LOOSE_LIMIT
 from tests.links.cables import LINKS, Cables, address, other, run, until
 from tests.links.conftest import PATIENT, QUICK
-from tests.links.host import Host, both_up
+from tests.links.host import NOISE, Host, both_up, noted
 from vmlink.wire import Message, Type
 
 Pair = Callable[..., tuple[Host, Host]]
@@ -100,6 +101,16 @@ def mend(cables: Cables, link: str, kind: str) -> None:
         cables.unmute()
     else:
         cables.mend(link, at=kind.split()[-1])
+
+
+def test_messages_that_may_be_lost_are_not_without_need(pair: Pair) -> None:
+    """More of them than may wait at once, while the other side reads."""
+    alpha, beta = pair()
+    message = Message(Type.INBOUND, 1, 2, 3, (NOISE[:MIB],))
+    for number in range(1, 2 * LOOSE_LIMIT // MIB):
+        until("one more is taken", lambda: alpha.do(lambda: alpha.peer.send_loose(message)))
+        until("one more arrives", lambda number=number: len(beta.received) == number)
+    assert set(beta.received) == {noted(message)}
 
 
 def test_a_lost_carrier_is_noticed_at_once(cables: Cables, pair: Pair) -> None:

@@ -153,7 +153,7 @@ def test_a_page_sent_twice_in_an_epoch_has_the_later_content() -> None:
     assert content(to) == [0, 2, 0, 0]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(st.lists(st.integers(0, 12), max_size=6))
 def test_applying_goes_on_where_it_was_interrupted(turns: list[int]) -> None:
     """A service that ends a connection cancels what it was doing; the takeover then finishes the epoch."""
@@ -275,7 +275,7 @@ steps = st.lists(st.tuples(
     st.tuples(st.integers(0, 5), st.integers(0, 80), st.integers(0, 2**64 - 1))), max_size=25)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=100)
 @given(steps)
 def test_only_wire_errors_come_out(script: list[tuple[str, int, bytes, tuple[int, int, int]]]) -> None:
     async def scene() -> None:
