@@ -326,6 +326,7 @@ def down(name: str) -> list[str]:
             processes.reap(service)
     done = [f"process {target.pid}" for target in sorted(targets, key=lambda target: target.pid)]
     processes.kill(targets)
+    processes.reap_services()
     done += [f"namespace {namespace}" for namespace in topology.remove(name)]
     if home.exists():
         shutil.rmtree(home)

@@ -22,6 +22,7 @@ from appliance.errors import Unavailable
 from appliance.lab import topology
 
 MARK = "HOLDFAST_LAB"  # in the environment of every process of a lab: the lab's name
+_started: set[int] = set()  # services that this process started and has not collected
 
 
 class Process(msgspec.Struct, frozen=True):
@@ -169,8 +170,21 @@ def await_stop(targets: Iterable[Process], timeout: float = 5.0) -> None:
 
 def reap(dead: Process) -> None:
     """Collect `dead` if it is a child of this process and has ended."""
-    with contextlib.suppress(ChildProcessError):
-        os.waitpid(dead.pid, os.WNOHANG)
+    _reap(dead.pid)
+
+
+def _reap(pid: int) -> bool:
+    """Is nothing left of that child?"""
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] == pid
+    except ChildProcessError:
+        return True
+
+
+def reap_services() -> None:
+    """Collect the services that this process started and that have ended meanwhile, of whatever cause."""
+    for pid in [pid for pid in _started if _reap(pid)]:
+        _started.discard(pid)
 
 
 def command(lab: str, place: str, argv: Sequence[str]) -> list[str]:
@@ -206,6 +220,7 @@ def start_service(
     lab: str, host: str, config_dir: Path, log: Path, environment: Mapping[str, str]
 ) -> Process:
     """Start the service of `host`, detached, its output appended to `log`."""
+    reap_services()
     argv = [sys.executable, "-m", "appliance.cli", "service", "--config", str(config_dir)]
     paths = [str(package_root()), environment.get("PYTHONPATH", "")]
     with log.open("ab") as output:
@@ -222,6 +237,7 @@ def start_service(
         except OSError as exc:
             raise Unavailable(f"cannot run ip: {exc.strerror}", "install iproute2") from None
     found = process(child.pid)  # `ip` becomes the service by exec, so this is the service's pid
+    _started.add(child.pid)
     child.returncode = 0  # keeps Popen from waiting for it; `reap` does
     assert found is not None  # our child: at least a zombie
     return found
