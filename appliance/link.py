@@ -95,7 +95,6 @@ class Link:
         self._wake = asyncio.Event()
         self._socket: socket.socket | None = None
         self._task: asyncio.Task[None] | None = None
-        self._connection = asyncio.Lock()
         self._told = ""
         self.carrier = True
         self.up = False
@@ -272,8 +271,7 @@ class Link:
         self._told = reason
 
     async def _serve(self, sock: socket.socket, greet: Greeting) -> None:
-        """From the first hello to the end of one connection. A link reads from one connection at a time: when
-        this one joins, whatever the last one held has been handled or was thrown away."""
+        """From the first hello to the end of one connection."""
         with contextlib.closing(sock):
             try:
                 async with asyncio.timeout(HELLO_TIMEOUT):  # wait_for may swallow the order to end
@@ -284,13 +282,11 @@ class Link:
             except (OSError, WireError) as error:
                 self._failed(error)
                 return
-            async with self._connection:
-                await self._carry(sock, theirs)
+            await self._carry(sock, theirs)
 
     async def _carry(self, sock: socket.socket, theirs: Hello) -> None:
         """A connection whose hellos were exchanged, to its end."""
         self._socket, self.up, self.heard, self.reason, self._told = sock, True, time.monotonic(), "", ""
-        self._forget_queue()
         writer = asyncio.create_task(self._write(sock))
         writer.add_done_callback(lambda task: self._writer_ended(sock, task))
         try:

@@ -7,6 +7,7 @@ import asyncio
 import random
 import re
 import resource
+import select
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -365,6 +366,24 @@ def test_what_still_waits_in_a_dropped_link_is_not_taken_for_the_new_session(
     assert len(beta.peer._sender._kept) == 5, "nobody of this session has acknowledged anything"
 
 
+def test_what_came_before_the_drop_but_was_not_read_does_not_count(
+        beta: Host, session: tuple[Speaker, Speaker], caplog: pytest.LogCaptureFixture) -> None:
+    """The reader has it in its hands only when the connection is over, and perhaps a new session begun."""
+    beta.send(*(Message(Type.STATE, 9, 9, number) for number in range(5)))
+
+    def drop_before_it_is_read() -> None:
+        session[0].say(Message(Type.BEAT, payload=(BEAT.pack(3, 1, 0, 0),)))
+        sock = beta.peer.links[0]._socket
+        assert sock is not None
+        select.select([sock], [], [], 10)
+        beta.peer._drop_all("the test says so")
+
+    beta.do(drop_before_it_is_read)
+    assert session[0].ended()
+    assert beta.downs == ["no link left (link0: the test says so, link1: the test says so)"]
+    assert not any("acknowledges" in said for said in caplog.messages)
+
+
 def test_a_listener_out_of_descriptors_comes_back(beta: Host, cables: Cables, call: Call) -> None:
     first = call("link0")
     first.greet(SESSION)
@@ -500,8 +519,18 @@ def test_a_peer_that_does_not_read_costs_no_more_than_the_window(host: Callable[
         pass
     speaker.say(Message(Type.BEAT, payload=(BEAT.pack(10, 1, 0, 0),)))
     until("there is room again", lambda: beta.peer._sender._next > 20)
+    until("the socket takes no more", lambda: not beta.do(loose) and link._queue)
     speaker.close()
     pouring.result(15)  # the end of the peer ends the waiting
+    until("the session is over", lambda: beta.downs)
+    new = call()
+    assert new.greet(SESSION + 1)["refused"] == ""
+    until("a new session begins", lambda: beta.links_up() == ["link0"])
+    beta.send(Message(Type.ACK, 1, 2, 3))
+    headers = [new.hear()[0]]
+    while headers[-1].type is Type.BEAT:
+        headers.append(new.hear()[0])
+    assert (headers[-1].type, headers[-1].seq) == (Type.ACK, 1), "nothing of the old session comes over the new one"
 
 
 def test_what_is_not_handled_yet_waits_at_the_sender(beta: Host, session: tuple[Speaker, Speaker]) -> None:

@@ -93,7 +93,10 @@ class Watch:
 
 
 def watching(cables: Cables, scene: Callable[[Watch], Awaitable[None]]) -> None:
+    defects: list[object] = []
+
     async def whole() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: defects.append(context))
         watch = Watch(cables)
         try:
             await scene(watch)
@@ -101,6 +104,7 @@ def watching(cables: Cables, scene: Callable[[Watch], Awaitable[None]]) -> None:
             watch.watch.close()
 
     asyncio.run(whole())
+    assert not defects
 
 
 def test_the_carrier_is_asked_of_the_kernel(cables: Cables) -> None:
