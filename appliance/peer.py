@@ -106,8 +106,8 @@ class Peer:
         """Wait until the stream takes more, or until less than `below` bytes are under way. False when the peer is
         down."""
         session = self._session
-        limit = self._window if below is None else below
-        while self.up and self._session == session and self._sender.kept_bytes >= limit:
+        while self.up and self._session == session and not (
+                self._sender.room if below is None else self._sender.kept_bytes < below):
             self._freed.clear()
             await self._freed.wait()
         return self.up and self._session == session
