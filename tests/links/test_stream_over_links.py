@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
+from appliance import config as cfg
 from appliance.errors import Unavailable
 from appliance.link import LOOSE_LIMIT
 from tests.links.cables import LINKS, Cables, address, other, run, until
@@ -132,6 +133,14 @@ def test_a_lost_carrier_is_noticed_at_once(cables: Cables, pair: Pair) -> None:
         both_up(alpha, beta)
     assert min(delays[0::2]) < 0.1 and min(delays[1::2]) < 0.1, delays
     assert not alpha.downs and not beta.downs
+
+
+def test_the_kernel_tells_of_a_lost_carrier(cables: Cables, pair: Pair) -> None:
+    """Nobody waits for the next heartbeat to look."""
+    alpha, beta = pair(cfg.Timing(hello=40.0, timeout=120.0, reconnect=0.02))
+    cables.cut("link1", at="beta")
+    until("the lost carrier is noticed", lambda: alpha.lost and beta.lost)
+    assert alpha.lost[0][1:] == beta.lost[0][1:] == ("link1", "carrier lost")
 
 
 def test_both_carriers_gone_is_the_end_of_the_peer(cables: Cables, pair: Pair) -> None:
