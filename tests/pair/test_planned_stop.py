@@ -20,6 +20,7 @@ pytestmark = [
 def test_the_primary_stops(pair: Pair) -> None:
     for _ in HOSTS:
         primary, backup = pair.protected()
+        pair.client.goes_on()  # the primary has spoken, however soon this follows the last look at the wire
         _stop(pair, primary)
         pair.client.goes_on()
         assert pair.vm(backup)["role"] == "primary"
