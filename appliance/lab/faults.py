@@ -6,7 +6,10 @@
     service-kill   SIGKILL to the service (its QEMU dies with it)
     service-pause  SIGSTOP to the service; `heal` continues it
     link-down[:N]  link cable N dead (0 if not given)
+    both-links     all link cables dead: the hosts do not see each other any more
     uplink-down    the cable to the switch dead
+
+`power_loss` is the crash of both hosts at once. `arm` lets a service run into a fault at a named step of its work.
 """
 
 import contextlib
@@ -18,12 +21,14 @@ import struct
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from appliance.errors import Unavailable, UsageError
-from appliance.lab import processes, topology
+from appliance.lab import blueprint, processes, topology
 from appliance.lab.processes import Process
+from vmlink import inject as injection
 
-KINDS = ("crash", "qemu-kill", "service-kill", "service-pause", "link-down", "uplink-down")
+KINDS = ("crash", "qemu-kill", "service-kill", "service-pause", "link-down", "both-links", "uplink-down")
 CABLES = (*topology.LINKS, topology.UPLINK)
 _RTM_NEWLINK, _NLM_F_REQUEST_ACK = 16, 5
 _NLMSG_ERROR, _IFF_UP = 2, 1
@@ -111,6 +116,8 @@ def inject(lab: str, host: str, kind: str, service: Process | None) -> Fault:
         return _cut(lab, host, kind, (topology.LINKS[int(which or "0")],))
     if kind not in KINDS:
         raise UsageError(f"unknown fault {kind!r}", f"known are {', '.join(KINDS)}; also link-down:0, link-down:1")
+    if kind == "both-links":
+        return _cut(lab, host, kind, topology.LINKS)
     if kind == "uplink-down":
         return _cut(lab, host, kind, (topology.UPLINK,))
     if kind == "crash":
@@ -153,3 +160,38 @@ def _crash(lab: str, host: str) -> Fault:
         processes.send_all(found, signal.SIGKILL)
         processes.await_end(found)
     return fault
+
+
+def power_loss(lab: str) -> Fault:
+    """Both hosts crash within a few ms."""
+    everything = list(processes.ours(lab, *topology.HOSTS))
+    with contextlib.ExitStack() as prepared:
+        found = prepared.enter_context(processes.handles(everything))
+        cables = [prepared.enter_context(Cables(lab, host)) for host in topology.HOSTS]
+        fault = _now("power-loss", " and ".join(topology.HOSTS))
+        for of_host in cables:
+            of_host.cut()
+        processes.send_all(found, signal.SIGKILL)
+        processes.await_end(found)
+    return fault
+
+
+def injectable(lab: str, host: str) -> dict[str, str]:
+    """The environment in which a service of `host` has to be started for `arm` to reach it."""
+    return {"HOLDFAST_INJECT": f"@{_armament(lab, host)}"}
+
+
+def arm(lab: str, host: str, text: str) -> None:
+    """Let the service of `host` run into a fault: POINT:ACTION[:NTH], see vmlink.inject. Raises UsageError."""
+    try:
+        injection.parse(text)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    file = _armament(lab, host)
+    new = file.with_suffix(".new")
+    new.write_text(text)
+    new.replace(file)
+
+
+def _armament(lab: str, host: str) -> Path:
+    return blueprint.host_directory(lab, host) / "inject"

@@ -12,7 +12,7 @@ from typing import Any
 from appliance.lab import topology
 from appliance.lab.lab import Lab
 from appliance.lab.topology import VM_IP, VM_IP6, VM_MAC
-from tests.pair.wire import (
+from appliance.lab.wire import (
     ARP,
     ECHO_REPLY,
     ECHO_REPLY6,

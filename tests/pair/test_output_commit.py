@@ -12,9 +12,9 @@ import pytest
 from appliance import control
 from appliance.lab import blueprint
 from appliance.lab.blueprint import VM, Options
+from appliance.lab.wire import Frame
 from tests.pair.pair import Pair, until
 from tests.pair.probe import ANSWERS, Probe, answers
-from tests.pair.wire import Frame
 
 pytestmark = [
     pytest.mark.slow,
