@@ -54,6 +54,7 @@ class Host(Section, frozen=True, kw_only=True):
     run_dir: FilePath = Path("/run/holdfast")  # control socket, consoles
     ram_dir: FilePath = Path("/dev/shm")  # tmpfs or hugetlbfs; guest RAM lives here
     log: Literal["debug", "info", "warning", "error"] = "info"
+    firewall: Literal["auto", "required", "off"] = "auto"  # packet filter rules; required: no start without
 
 
 class Peer(Section, frozen=True, kw_only=True):

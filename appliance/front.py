@@ -11,6 +11,7 @@ service nothing passes, in or out.
 import asyncio
 import contextlib
 import hashlib
+import logging
 import os
 import socket
 from collections.abc import AsyncIterator
@@ -28,6 +29,10 @@ from appliance.outbound import Outbound
 from appliance.tap import VNET_HEADER, Counters, open_tap
 from ebpf import libbpf, objects_dir
 from ebpf.state import STAMP_FRAMES, STAMP_PROTO, GateState, GuardState, InboundState
+from rules.errors import RulesError
+from rules.latch import Latch
+
+log = logging.getLogger("holdfast.front")
 
 _HOLD_RING = 2 * STAMP_FRAMES  # frames; more than may be in flight, for those that the kernel cuts up
 _OTHER_RING = 4096
@@ -68,6 +73,8 @@ class Front:
         self._hold = self._out = -1
         self._vm_tap = ""
         self._gate_program = -1
+        self._latch: Latch | None = None
+        self._latched = ""
         self._announcements = announcements(spec.mac, spec.ips)
 
     @classmethod
@@ -87,6 +94,9 @@ class Front:
 
     async def _make(self) -> None:
         hold_name, out_name = self.spec.device("h"), self.spec.device("o")
+        with contextlib.suppress(RulesError):  # without a packet filter there are no rules to open
+            self._latch = Latch(out_name)
+            self._undo.callback(self._close_latch)
         self._hold = await _open_tap(hold_name)
         self._undo.callback(self._close_hold)
         self._out = await _open_tap(out_name)
@@ -127,6 +137,11 @@ class Front:
         guard = libbpf.Object.load(where / "guard.bpf.o")
         self._undo.callback(guard.close)
         return gate, guard
+
+    def _close_latch(self) -> None:
+        if self._latch is not None:
+            self._latch.close()
+            self._latch = None
 
     def _close_hold(self) -> None:
         if not hasattr(self, "gate"):
@@ -173,12 +188,27 @@ class Front:
     def open(self, term: int) -> None:
         """Let committed frames out and frames in, under `term`. Raises `Unsafe` for a term that is over."""
         self.guard.open(term)
+        self._set_latch(True)
         self.inbound.open()
 
     def shut(self) -> None:
         """Nothing out, nothing in, from now on."""
         self.guard.close()
         self.inbound.shut()
+        self._set_latch(False)
+
+    def _set_latch(self, opened: bool) -> None:
+        """The packet filter's word on this front, beside the guard's: where it cannot be changed it stays, and the
+        firewall puts it right."""
+        if self._latch is None:
+            return
+        try:
+            self._latch.set(opened)
+            self._latched = ""
+        except RulesError as error:
+            if error.message != self._latched:
+                log.error("%s", error)
+            self._latched = error.message
 
     def announce(self) -> None:
         """Tell the network that the MAC is here now, once. Only an open guard lets it pass."""

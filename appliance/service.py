@@ -17,6 +17,7 @@ from appliance import core
 from appliance.arbiter import NoArbiter
 from appliance.control import ControlServer
 from appliance.exits import Exit
+from appliance.firewall import Firewall
 from appliance.peer import Peer
 from appliance.protection import Protection
 from appliance.watched import is_defect
@@ -38,6 +39,7 @@ class Service:
         self.peer = Peer(config, self, window)
         arbiter = NoArbiter(config.arbiter.accept_split_brain_risk)
         self.vms = {name: Protection(name, vm, config, self.peer, arbiter) for name, vm in config.vm.items()}
+        self._firewall = Firewall(config, self._open_fronts)
         self._by_id = {vm_id(name): vm for name, vm in self.vms.items()}
         self._control = ControlServer(config.control_path, {"status": self._status, "epochs": self._epochs})
 
@@ -62,6 +64,7 @@ class Service:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         try:
+            await self._firewall.start()  # before there is anything to let through
             for vm in self.vms.values():
                 await vm.start()
             await self._control.start()
@@ -82,7 +85,11 @@ class Service:
                 await vm.close()
             await self.peer.close()
             await self._control.close()
+            await self._firewall.close()
         return Exit.FAILED if defects else Exit.OK
+
+    def _open_fronts(self) -> list[str]:
+        return [name for name, vm in self.vms.items() if (vm.status()["guard"] or {}).get("open")]
 
     # --- what the peer reports ---
 
@@ -90,13 +97,13 @@ class Service:
         for vm in self.vms.values():
             vm.peer_up()
 
-    def peer_down(self, reason: str, doubtful: bool) -> None:
+    def peer_down(self, reason: str, doubtful: bool, speaks_until: float) -> None:
         for vm in self.vms.values():
-            vm.peer_down(reason, doubtful)
+            vm.peer_down(reason, doubtful, speaks_until)
 
-    def peer_heard(self, moment: float) -> None:
+    def peer_heard(self, until: float) -> None:
         for vm in self.vms.values():
-            vm.peer_heard(moment)
+            vm.peer_heard(until)
 
     async def message(self, message: Message) -> None:
         vm = self._by_id.get(message.vm)
@@ -110,6 +117,7 @@ class Service:
     async def _status(self, arguments: dict[str, Any]) -> dict[str, Any]:
         return {"schema": "holdfast.status/1", "host": self._config.host.name, "pid": os.getpid(),
                 "peer": self.peer.status(), "arbiter": self._config.arbiter.kind,
+                "rules": await self._firewall.status(),
                 "vms": {name: vm.status() for name, vm in self.vms.items()}}
 
     async def _epochs(self, arguments: dict[str, Any]) -> dict[str, Any]:
