@@ -97,13 +97,13 @@ class Service:
         for vm in self.vms.values():
             vm.peer_up()
 
-    def peer_down(self, reason: str, doubtful: bool, speaks_until: float) -> None:
+    def peer_down(self, reason: str, doubtful: bool) -> None:
         for vm in self.vms.values():
-            vm.peer_down(reason, doubtful, speaks_until)
+            vm.peer_down(reason, doubtful)
 
-    def peer_heard(self, until: float) -> None:
+    def peer_heard(self, moment: float) -> None:
         for vm in self.vms.values():
-            vm.peer_heard(until)
+            vm.peer_heard(moment)
 
     async def message(self, message: Message) -> None:
         vm = self._by_id.get(message.vm)
