@@ -20,8 +20,12 @@ class Arbiter(Protocol):
 
     name: str
 
-    async def ask(self, vm: str, term: int) -> Answer:
-        """May this host hold `term` of `vm`? Returns within a bounded time; no answer counts as no."""
+    async def ask(self, vm: str, term: int, force: bool = False) -> Answer:
+        """May this host hold `term` of `vm`? Returns within a bounded time; no answer counts as no. `force`: the
+        operator vouches for it, whatever was granted."""
+
+    async def renew(self, vm: str, term: int) -> Answer | None:
+        """Does this host's `term` of `vm` stand? None: no answer."""
 
 
 class NoArbiter:
@@ -33,7 +37,10 @@ class NoArbiter:
     def __init__(self, accept_split_brain_risk: bool) -> None:
         self._accept = accept_split_brain_risk
 
-    async def ask(self, vm: str, term: int) -> Answer:
+    async def renew(self, vm: str, term: int) -> Answer | None:
+        return Answer(True, "no arbiter")
+
+    async def ask(self, vm: str, term: int, force: bool = False) -> Answer:
         if self._accept:
             return Answer(True, "no arbiter; the risk of two speakers is accepted in the configuration")
         return Answer(False, "the peer is silent and no arbiter can tell a dead host from cut cables "

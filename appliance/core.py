@@ -11,6 +11,14 @@ from enum import StrEnum
 
 RETRY = 2.0
 """Seconds between two tries after a failure or a refused grant."""
+HEAD_START = 0.015
+"""Seconds by which a backup asks the arbiter later than the primary may: of two that live, the primary goes on."""
+FORWARDING = 0.05
+"""Seconds for which a host that handed the VM over still forwards what reaches it, once the other speaks."""
+FLAPPING = 60.0
+"""Seconds within which a backup that is lost again counts as flapping."""
+FREE_LOSSES = 3
+"""Losses of the backup within FLAPPING seconds that delay the next first copy by nothing."""
 
 
 class Role(StrEnum):
@@ -19,6 +27,7 @@ class Role(StrEnum):
     NONE = "none"
     PRIMARY = "primary"
     BACKUP = "backup"
+    FENCED = "fenced"
 
 
 class Phase(StrEnum):
@@ -34,11 +43,18 @@ class Phase(StrEnum):
     STANDBY = "standby"
     ASKING = "asking"
     TAKING_OVER = "taking-over"
+    FENCING = "fencing"
+    HANDOVER = "handover"
+    HANDED = "handed"
+    FENCED = "fenced"
     FAILED = "failed"
 
 
 SPEAKING = frozenset({Phase.SOLO, Phase.SYNCING, Phase.PROTECTED})
-RUNNING = SPEAKING | {Phase.STARTING}
+CLAIMING = SPEAKING | {Phase.TAKING_OVER, Phase.FENCING, Phase.HANDOVER}
+RUNNING = CLAIMING | {Phase.STARTING}
+SILENT = frozenset({Phase.WAITING, Phase.STARTING, Phase.FAILED, Phase.HANDED, Phase.FENCED})
+"""Phases in which a host says by its own word that it does not speak and will not without the other."""
 REPLICA = frozenset({Phase.JOINING, Phase.RECEIVING, Phase.STANDBY})
 
 
@@ -53,6 +69,16 @@ class Peer:
     role: Role
     home: bool
     settled: bool
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """How whole both hosts are for this VM. `unfit`: why the peer cannot carry it; `move`: why it should go to the
+    peer; both empty when there is no reason. `shunt`: its traffic must go through the peer's uplink."""
+
+    unfit: str = ""
+    move: str = ""
+    shunt: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,12 +98,25 @@ class State:
     """Acted on once it is on disk."""
     writing: int = 0
     """Terms on their way to disk, wanted or not."""
+    highest: int = 0
+    """The highest term that is on disk or on its way there."""
     retry_at: float | None = None
+    peer_speaks_until: float = 0.0
+    """When the lease of a peer that fell silent has run out, monotonic seconds."""
+    paused: bool = False
+    """The operator does not want the VM protected now."""
+    conditions: Conditions = Conditions()
+    in_doubt: bool = False
+    """The session ended after the VM was handed over: whether the peer went on is not known."""
+    losses: tuple[float, ...] = ()
+    """When the backup was lost lately, monotonic seconds."""
+    backoff: float = 30.0
+    """The longest delay of a first copy to a backup that flaps, seconds."""
 
     @property
     def role(self) -> Role:
         """The role this host plays now."""
-        if self.phase in RUNNING or self.phase is Phase.TAKING_OVER or self.asking_from in SPEAKING:
+        if self.phase in RUNNING or self.asking_from in SPEAKING:
             return Role.PRIMARY
         return Role.BACKUP if self.phase in REPLICA or self.asking_from is Phase.STANDBY else Role.NONE
 
@@ -103,6 +142,8 @@ class PeerDown:
 
     reason: str
     doubtful: bool = False
+    speaks_until: float = 0.0
+    """Monotonic seconds: until then a peer that lives may still speak."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +217,66 @@ class Refused:
 
 
 @dataclass(frozen=True)
+class Revoked:
+    """The arbiter says that this host's term is over."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The hosts' health or resources changed."""
+
+    conditions: Conditions
+
+
+@dataclass(frozen=True)
+class SwitchOver:
+    """The VM is to go to the peer, in good order."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class HandedOver:
+    """The VM is paused for good, its last epoch is committed, its output is out, the guard is shut."""
+
+
+@dataclass(frozen=True)
+class HandOverFailed:
+    """The VM runs on here, protected as before."""
+
+    cause: str
+
+
+@dataclass(frozen=True)
+class Pause:
+    """The operator wants the VM unprotected for a while."""
+
+
+@dataclass(frozen=True)
+class Resume:
+    """The operator wants it protected again."""
+
+
+@dataclass(frozen=True)
+class Fence:
+    """This host is to stay out of this VM until it is told otherwise."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Lift:
+    """The fence is over."""
+
+
+@dataclass(frozen=True)
+class PeerIsOff:
+    """The operator vouches that the peer, which is not reachable, is off and stays silent."""
+
+
+@dataclass(frozen=True)
 class Leaving:
     """The service on this host is stopping in good order."""
 
@@ -186,7 +287,8 @@ class Tick:
 
 
 Event = (PeerUp | PeerDown | PeerSays | Persisted | VmRunning | VmLost | ReplicaReady | ReplicaWhole | ReplicaUnfit
-         | SyncDone | SyncFailed | Granted | Refused | Leaving | Tick)
+         | SyncDone | SyncFailed | Granted | Refused | Revoked | Judged | SwitchOver | HandedOver | HandOverFailed
+         | Pause | Resume | Fence | Lift | PeerIsOff | Leaving | Tick)
 
 
 # --- effects ----------------------------------------------------------------------------------------
@@ -215,8 +317,13 @@ class TakeOver:
 
 
 @dataclass(frozen=True)
+class HandOver:
+    """Pause the VM, commit a last epoch, let its output go, shut the guard; report HandedOver."""
+
+
+@dataclass(frozen=True)
 class Speak:
-    """Open the gate under this term, announce, release output as it comes: rightfully solo."""
+    """Let the VM run, open the gate under this term, announce, release output as it comes: rightfully solo."""
 
     term: int
 
@@ -253,9 +360,23 @@ class Ask:
 
 
 @dataclass(frozen=True)
+class Inform:
+    """Tell the arbiter that this host holds the term, whatever it granted."""
+
+    term: int
+
+
+@dataclass(frozen=True)
+class Wake:
+    """Tick at this moment (monotonic seconds), not only at the next regular one."""
+
+    at: float
+
+
+@dataclass(frozen=True)
 class Tell:
     """Tell the peer this host's state."""
 
 
-Effect = (Persist | StartVm | StartReplica | TakeOver | Speak | Hold | StartSync | StopSync | StopVm | Ask
-          | Tell)
+Effect = (Persist | StartVm | StartReplica | TakeOver | HandOver | Speak | Hold | StartSync | StopSync | StopVm | Ask
+          | Inform | Wake | Tell)

@@ -12,13 +12,17 @@ How a VM on one host moves through its phases (primary left, backup right):
                                        |              |           |
                                        +-peer silent--+           | peer silent, or its own word
                                               v                   v
-                                            ASKING --> SOLO     ASKING --granted--> TAKING_OVER --> SOLO
+                                            ASKING --> SOLO     ASKING --granted--> TAKING_OVER --> FENCING --> SOLO
+
+FENCING lasts until the lease of a peer that fell silent has run out, by this host's own clock. `moves.py` has what
+is done on order: handover, pause, fence.
 
 What must never break, and where it is kept:
 
 * One speaker: `Speak` is emitted only on entering SOLO, with the term that is on disk; SOLO is entered
-  from STARTING (the peer was seen and claims nothing), from TAKING_OVER or ASKING (granted, persisted), or
-  when the peer itself said that it has no whole replica.
+  from STARTING (the peer was seen and claims nothing), from TAKING_OVER or FENCING (granted, persisted, and the
+  peer's lease is over), from ASKING (granted, persisted), or when the peer itself said that it has no whole
+  replica.
 * Output commit: leaving SOLO for PROTECTED never releases anything; from SYNCING on, a silent peer may hold a
   whole replica, so the primary asks before it speaks alone.
 * Whole epochs only: a takeover starts from STANDBY, which is entered on `ReplicaWhole` alone.
@@ -28,38 +32,47 @@ What must never break, and where it is kept:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-
 from appliance.core import (
+    CLAIMING,
+    HEAD_START,
     REPLICA,
     RETRY,
     RUNNING,
+    SILENT,
     SPEAKING,
     Ask,
     Effect,
     Event,
+    Fence,
     Granted,
+    HandedOver,
+    HandOverFailed,
     Hold,
+    Judged,
     Leaving,
+    Lift,
+    Pause,
     Peer,
     PeerDown,
+    PeerIsOff,
     PeerSays,
     PeerUp,
-    Persist,
     Persisted,
     Phase,
     Refused,
     ReplicaReady,
     ReplicaUnfit,
     ReplicaWhole,
+    Resume,
+    Revoked,
     Role,
     Speak,
     StartReplica,
-    StartSync,
     StartVm,
     State,
     StopSync,
     StopVm,
+    SwitchOver,
     SyncDone,
     SyncFailed,
     TakeOver,
@@ -68,75 +81,113 @@ from appliance.core import (
     VmLost,
     VmRunning,
 )
+from appliance.moves import (
+    fence,
+    give_up,
+    hand_over_failed,
+    handed_hears,
+    judged,
+    lift,
+    peer_is_off,
+    switch_over,
+)
+from appliance.resync import backup_lost, count_loss, solo_hears
+from appliance.turn import Turn
 
-
-@dataclass
-class _Turn:
-    """A state under change and the effects so far."""
-
-    state: State
-    effects: list[Effect] = field(default_factory=list)
-
-    def to(self, phase: Phase, reason: str, *effects: Effect, asking_from: Phase | None = None) -> None:
-        """Enter a phase. A term still on its way to disk for the phase before is acted on no more."""
-        self.state = replace(self.state, phase=phase, reason=reason, asking_from=asking_from, retry_at=None,
-                             wanted=None)
-        self.effects += [*effects, Tell()]
-
-    def persist(self, term: int, role: Role) -> None:
-        self.state = replace(self.state, wanted=(term, role), writing=self.state.writing + 1)
-        self.effects.append(Persist(term, role))
+PROTECTING = (Phase.SYNCING, Phase.PROTECTED, Phase.HANDOVER)
+LOST = (Phase.WAITING, Phase.JOINING, Phase.FAILED, Phase.FENCED)
+"""Phases of a peer that has no replica."""
 
 
 def step(state: State, event: Event, now: float) -> tuple[State, list[Effect]]:
     """What follows from `event` at `now` (monotonic seconds)."""
-    turn = _Turn(state)
+    turn = Turn(state, now)
     match event:
         case PeerUp():
-            turn.state = replace(state, peer_up=True, peer=None)
+            turn.set(peer_up=True, peer=None)
             turn.effects.append(Tell())
-        case PeerDown(reason, doubtful):
-            turn.state = replace(state, peer_up=False, peer=None)
+        case PeerDown(reason, doubtful, speaks_until):
+            turn.set(peer_up=False, peer=None, peer_speaks_until=speaks_until)
             _peer_silent(turn, reason)
             if doubtful and turn.state.phase is Phase.ASKING:  # look for the peer before asking for its term
                 turn.effects = [effect for effect in turn.effects if not isinstance(effect, Ask)]
-                turn.state = replace(turn.state, retry_at=now + RETRY)
+                turn.again(now + RETRY)
         case PeerSays(peer):
-            turn.state = replace(state, peer_up=True, peer=peer)
+            turn.set(peer_up=True, peer=peer)
+            if state.peer is not None and state.peer.phase is Phase.FENCED is not peer.phase:
+                turn.effects.append(Tell())  # it looks at this host anew
             _peer_says(turn, peer)
         case Persisted(term, role):
             _persisted(turn, term, role)
         case VmRunning():
             _vm_running(turn)
         case VmLost(cause):
-            _vm_lost(turn, cause, now)
+            _vm_lost(turn, cause)
         case ReplicaReady() if state.phase in (Phase.JOINING, Phase.STANDBY):
             turn.to(Phase.RECEIVING, "ready for the first copy")
         case ReplicaWhole() if state.phase is Phase.RECEIVING:
             turn.to(Phase.STANDBY, "the replica is whole")
         case ReplicaUnfit(cause) if state.phase in REPLICA:
             turn.to(Phase.FAILED, cause, StopVm(cause))
-            turn.state = replace(turn.state, retry_at=now + RETRY)
+            turn.again(now + RETRY)
         case SyncDone() if state.phase is Phase.SYNCING:
             turn.to(Phase.PROTECTED, "the backup has a whole replica")
-        case SyncFailed(cause) if state.phase in (Phase.SYNCING, Phase.PROTECTED):
+            judged(turn, state.conditions)
+        case SyncFailed(cause) if state.phase in PROTECTING:
             _sync_failed(turn, cause)
-        case Granted(term) if state.phase is Phase.ASKING and term > state.term:
+        case Granted(term) if state.phase is Phase.ASKING and term > state.term and state.wanted is None:
             turn.persist(term, Role.PRIMARY)
         case Refused(reason) if state.phase is Phase.ASKING:
-            turn.state = replace(state, reason=reason, retry_at=now + RETRY)
-        case Leaving():
-            # FAILED without a retry: a standby that hears it takes over, a primary goes on alone.
-            turn.to(Phase.FAILED, "the service is stopping", Hold(), StopSync("stopping"), StopVm("stopping"))
+            turn.set(reason=reason)
+            turn.again(now + RETRY)
+        case Revoked(reason) if state.phase in (Phase.SOLO, Phase.SYNCING) and not state.peer_up:
+            turn.to(Phase.ASKING, reason, Hold(), StopSync(reason), asking_from=state.phase)
+            turn.again(now + RETRY)
         case Tick():
-            _tick(turn, now)
+            _tick(turn)
         case _:
-            pass  # an event that came too late for the phase that wanted it
+            _ordered(turn, event)
     turn.state.check()
     return turn.state, turn.effects
 
 
-def _decide(turn: _Turn) -> None:
+def _ordered(turn: Turn, event: Event) -> None:
+    """What somebody wants; an event that came too late for the phase that wanted it ends here too."""
+    match event:
+        case Judged(conditions):
+            judged(turn, conditions)
+            _look_again(turn)
+        case SwitchOver(reason):
+            switch_over(turn, reason)
+        case HandedOver() if turn.state.phase is Phase.HANDOVER:
+            turn.to(Phase.HANDED, "handed over; what still arrives is forwarded")
+        case HandOverFailed(cause) if turn.state.phase is Phase.HANDOVER:
+            hand_over_failed(turn, cause)
+        case Pause():
+            turn.set(paused=True)
+            if turn.state.phase in PROTECTING:
+                _sync_failed(turn, "protection is paused by the operator")
+        case Resume():
+            turn.set(paused=False)
+            _look_again(turn)
+        case Fence(reason):
+            fence(turn, reason)
+        case Lift():
+            lift(turn)
+        case PeerIsOff():
+            peer_is_off(turn)
+        case Leaving():
+            # FAILED without a retry: a standby that hears it takes over, a primary goes on alone.
+            turn.to(Phase.FAILED, "the service is stopping", Hold(), StopSync("stopping"), StopVm("stopping"))
+
+
+def _look_again(turn: Turn) -> None:
+    """What was put off may be due now."""
+    if turn.state.phase is Phase.SOLO and turn.state.peer is not None:
+        _peer_says(turn, turn.state.peer)
+
+
+def _decide(turn: Turn) -> None:
     """In WAITING: who starts the VM, now that the peer's state is known?
 
     What a host tells in WAITING is a promise: the peer acts on it. So nobody decides, and nobody relies on the
@@ -148,19 +199,21 @@ def _decide(turn: _Turn) -> None:
     choice = _choose(state, peer)
     if choice == state.wanted:
         return
-    turn.state = replace(state, wanted=None)
+    turn.set(wanted=None)
     if isinstance(choice, str):
-        turn.state = replace(turn.state, reason=choice)
+        turn.set(reason=choice)
     elif not state.writing:
         turn.persist(*choice)
 
 
 def _choose(state: State, peer: Peer) -> tuple[int, Role] | str:
     """Term and role to take, or why to wait."""
-    if peer.phase in RUNNING | {Phase.TAKING_OVER}:
+    if peer.phase in RUNNING:
         if peer.term < state.term:
             return f"the peer runs the VM under the older term {peer.term}: this host knows of term {state.term}"
-        return (peer.term, Role.BACKUP) if peer.phase in SPEAKING else "the peer is bringing the VM up"
+        return (peer.term, Role.BACKUP) if peer.phase in SPEAKING else f"the peer has the VM ({peer.phase})"
+    if peer.phase is Phase.FENCED and peer.settled:
+        return max(state.term, peer.term) + 1, Role.PRIMARY
     if peer.phase is not Phase.WAITING:
         return f"the peer is {peer.phase}"
     if not peer.settled:
@@ -171,44 +224,45 @@ def _choose(state: State, peer: Peer) -> tuple[int, Role] | str:
     return "the peer was active last, it starts the VM"
 
 
-def _peer_says(turn: _Turn, peer: Peer) -> None:
+def _peer_says(turn: Turn, peer: Peer) -> None:
     state = turn.state
-    claims = peer.phase in SPEAKING | {Phase.TAKING_OVER}
-    if state.role is Role.PRIMARY and claims and _yields(state, peer):
-        turn.to(Phase.WAITING, f"the peer is primary under term {peer.term}",
-                StopVm(f"the peer is primary under term {peer.term}"))
-        _decide(turn)
-        return
-    match state.phase:
+    if state.role is Role.PRIMARY and peer.phase in CLAIMING and _yields(state, peer):
+        give_up(turn, f"the peer is primary under term {peer.term}")
+    match turn.state.phase:
         case Phase.WAITING:
             _decide(turn)
-        case Phase.SOLO if peer.phase is Phase.RECEIVING and peer.term == state.term:
-            turn.to(Phase.SYNCING, "the first copy is under way", StartSync())
-        case Phase.SOLO if peer.term > state.term and not claims and state.wanted is None:
-            turn.persist(peer.term + 1, Role.PRIMARY)  # a reign the peer began and lost: rise above it
-        case Phase.SYNCING if peer.phase in (Phase.WAITING, Phase.JOINING, Phase.FAILED):
-            turn.to(Phase.SOLO, f"the backup is {peer.phase}", StopSync("the backup started anew"),
-                    Speak(state.term))
-        case Phase.PROTECTED if peer.phase in (Phase.WAITING, Phase.JOINING, Phase.RECEIVING, Phase.FAILED):
-            turn.to(Phase.SOLO, f"the backup lost its replica ({peer.phase})",
-                    StopSync("the backup lost its replica"), Speak(state.term))
-            _peer_says(turn, peer)
+        case Phase.SOLO:
+            solo_hears(turn, peer)
+        case Phase.SYNCING if peer.phase in LOST:
+            backup_lost(turn, f"the backup is {peer.phase}")
+        case Phase.PROTECTED | Phase.HANDOVER if peer.phase in (*LOST, Phase.RECEIVING):
+            backup_lost(turn, f"the backup lost its replica ({peer.phase})")
+            solo_hears(turn, peer)
+        case Phase.HANDED:
+            handed_hears(turn, peer)
         case Phase.ASKING if state.asking_from in SPEAKING:
             _asking_primary_hears(turn, peer)
-        case Phase.ASKING | Phase.STANDBY if peer.term > state.term:
-            _drop_replica(turn, f"the peer is at term {peer.term}")
-        case Phase.STANDBY | Phase.ASKING if peer.phase is Phase.ASKING and peer.role is Role.PRIMARY:
-            # The stream broke off while the primary lived. It speaks again once this replica is gone.
-            if state.wanted is None:
-                _drop_replica(turn, "the primary is back and replication starts anew")
-        case Phase.ASKING if peer.phase in SPEAKING and state.wanted is None:
-            turn.to(Phase.STANDBY, "the peer is back")
-        case Phase.STANDBY | Phase.ASKING if peer.phase in (Phase.WAITING, Phase.STARTING, Phase.FAILED):
-            if state.wanted is None:  # its own word: no grant is needed
-                turn.to(Phase.ASKING, f"the peer is {peer.phase}", asking_from=Phase.STANDBY)
-                turn.persist(state.term + 1, Role.PRIMARY)
+        case Phase.ASKING | Phase.STANDBY:
+            _whole_replica_hears(turn, peer)
         case Phase.JOINING | Phase.RECEIVING if peer.phase not in SPEAKING or peer.term != state.term:
             _drop_replica(turn, f"the peer is {peer.phase} at term {peer.term}")
+
+
+def _whole_replica_hears(turn: Turn, peer: Peer) -> None:
+    """The peer had the VM when the replica became whole: does it still, and may this host have it?"""
+    state = turn.state
+    if peer.term > state.term:
+        _drop_replica(turn, f"the peer is at term {peer.term}")
+    elif state.wanted is not None:
+        pass  # a term is on its way to disk: the peer hears of it
+    elif peer.phase is Phase.ASKING and peer.role is Role.PRIMARY:
+        # The stream broke off while the primary lived. It speaks again once this replica is gone.
+        _drop_replica(turn, "the primary is back and replication starts anew")
+    elif state.phase is Phase.ASKING and peer.phase in SPEAKING:
+        turn.to(Phase.STANDBY, "the peer is back")
+    elif peer.phase in SILENT:  # its own word: no grant is needed
+        turn.to(Phase.ASKING, f"the peer is {peer.phase}", asking_from=Phase.STANDBY)
+        turn.persist(state.term + 1, Role.PRIMARY)
 
 
 def _yields(state: State, peer: Peer) -> bool:
@@ -216,41 +270,46 @@ def _yields(state: State, peer: Peer) -> bool:
     return (peer.term, peer.home) > (state.term, state.home)
 
 
-def _asking_primary_hears(turn: _Turn, peer: Peer) -> None:
+def _asking_primary_hears(turn: Turn, peer: Peer) -> None:
     """Both hosts see each other: once the peer says that it has no replica, this host may speak alone.
 
     A peer that is still STANDBY hears ASKING and drops its replica first: were this host to speak before that
     and die, the replica would take over without what clients had been told.
     """
     state = turn.state
-    if state.wanted is None and peer.phase in (Phase.RECEIVING, Phase.JOINING, Phase.WAITING, Phase.FAILED):
+    if state.wanted is None and peer.phase in (*LOST, Phase.RECEIVING):
         turn.to(Phase.SOLO, "the backup starts anew", Speak(state.term))
         _peer_says(turn, peer)
 
 
-def _drop_replica(turn: _Turn, reason: str) -> None:
+def _drop_replica(turn: Turn, reason: str) -> None:
     turn.to(Phase.WAITING, reason, StopVm(reason))
     _decide(turn)
 
 
-def _peer_silent(turn: _Turn, reason: str) -> None:
+def _peer_silent(turn: Turn, reason: str) -> None:
     state = turn.state
     match state.phase:
-        case Phase.SYNCING | Phase.PROTECTED:
-            turn.to(Phase.ASKING, reason, Hold(), StopSync(reason), Ask(state.term + 1),
-                    asking_from=state.phase)
-        case Phase.STANDBY:
-            turn.to(Phase.ASKING, reason, Ask(state.term + 1), asking_from=state.phase)
+        case Phase.SYNCING | Phase.PROTECTED | Phase.HANDOVER:
+            count_loss(turn)
+            turn.to(Phase.ASKING, reason, Hold(), StopSync(reason), Ask(state.term + 1), asking_from=Phase.PROTECTED)
+        case Phase.ASKING if state.asking_from in SPEAKING and state.wanted is None:
+            turn.effects.append(Ask(state.term + 1))
+        case Phase.STANDBY | Phase.ASKING if state.wanted is None:
+            turn.to(Phase.ASKING, reason, asking_from=Phase.STANDBY)
+            turn.again(turn.now + HEAD_START)
         case Phase.JOINING | Phase.RECEIVING:
             turn.to(Phase.WAITING, f"the peer went before the replica was whole: {reason}", StopVm(reason))
         case Phase.WAITING:
-            turn.state = replace(state, reason="the peer is not reachable; who was active last is not known")
+            turn.set(reason="the peer is not reachable; who was active last is not known")
+        case Phase.HANDED:
+            turn.set(in_doubt=True, reason="handed over to a peer that is not reachable now: it may have the VM")
 
 
-def _persisted(turn: _Turn, term: int, role: Role) -> None:
+def _persisted(turn: Turn, term: int, role: Role) -> None:
     current = turn.state.wanted == (term, role)
-    turn.state = state = replace(turn.state, term=term, last=role, writing=turn.state.writing - 1,
-                                 wanted=None if current else turn.state.wanted)
+    turn.set(term=term, last=role, writing=turn.state.writing - 1, wanted=None if current else turn.state.wanted)
+    state = turn.state
     if not current:
         turn.effects.append(Tell())
         _decide(turn)
@@ -260,53 +319,69 @@ def _persisted(turn: _Turn, term: int, role: Role) -> None:
             turn.to(Phase.STARTING, "starting the VM", StartVm())
         case Phase.WAITING if role is Role.BACKUP and state.peer_up:
             turn.to(Phase.JOINING, "starting the replica", StartReplica())
+        case Phase.WAITING:
+            turn.effects.append(Tell())
+            _decide(turn)
+        case Phase.FENCED:
+            turn.effects.append(Tell())
         case Phase.ASKING if state.asking_from is Phase.STANDBY:
             turn.to(Phase.TAKING_OVER, state.reason, TakeOver())
         case Phase.ASKING:
             turn.to(Phase.SOLO, f"alone: {state.reason}", Speak(term))
         case Phase.SOLO:
             turn.to(Phase.SOLO, f"term raised to {term}", Speak(term))
+        case Phase.HANDED:
+            turn.to(Phase.SOLO, "the VM is back: the peer could not take it over", Speak(term))
 
 
-def _vm_running(turn: _Turn) -> None:
+def _vm_running(turn: Turn) -> None:
     state = turn.state
-    if state.phase in (Phase.STARTING, Phase.TAKING_OVER):
-        turn.to(Phase.SOLO, "no backup yet", Speak(state.term))
-        if state.peer_up and state.peer is not None:
-            _peer_says(turn, state.peer)
+    if state.phase is Phase.TAKING_OVER and turn.now < state.peer_speaks_until:
+        turn.to(Phase.FENCING, "silent until the peer's lease has run out")
+        turn.again(state.peer_speaks_until)
+    elif state.phase in (Phase.STARTING, Phase.TAKING_OVER):
+        _speak_alone(turn)
 
 
-def _vm_lost(turn: _Turn, cause: str, now: float) -> None:
+def _speak_alone(turn: Turn) -> None:
+    turn.to(Phase.SOLO, "no backup yet", Speak(turn.state.term))
+    _look_again(turn)
+
+
+def _vm_lost(turn: Turn, cause: str) -> None:
     state = turn.state
-    if state.phase in (Phase.WAITING, Phase.FAILED):
+    if state.phase in (Phase.WAITING, Phase.FAILED, Phase.FENCED):
         return
-    if state.phase in REPLICA:
-        if state.phase is Phase.JOINING:
-            turn.to(Phase.FAILED, cause, StopVm(cause))
-            turn.state = replace(turn.state, retry_at=now + RETRY)
-        else:
-            turn.to(Phase.JOINING, f"the replica's QEMU died: {cause}", StopVm(cause), StartReplica())
+    if state.phase in REPLICA - {Phase.JOINING}:
+        turn.to(Phase.JOINING, f"the replica's QEMU died: {cause}", StopVm(cause), StartReplica())
         return
     # A backup that hears WAITING from the primary of its term takes over at once.
-    handed_over = state.phase is Phase.PROTECTED
+    handed_over = state.phase in (Phase.PROTECTED, Phase.HANDOVER, Phase.HANDED)
     turn.to(Phase.WAITING if handed_over else Phase.FAILED, cause, Hold(), StopSync(cause), StopVm(cause))
     if not handed_over:
-        turn.state = replace(turn.state, retry_at=now + RETRY)
+        turn.again(turn.now + RETRY)
 
 
-def _sync_failed(turn: _Turn, cause: str) -> None:
+def _sync_failed(turn: Turn, cause: str) -> None:
     """Replication broke on this host: hold, and let the peer drop its replica before going on alone."""
-    turn.to(Phase.ASKING, cause, Hold(), StopSync(cause), asking_from=turn.state.phase)
+    turn.to(Phase.ASKING, cause, Hold(), StopSync(cause), asking_from=Phase.PROTECTED)
 
 
-def _tick(turn: _Turn, now: float) -> None:
+def _tick(turn: Turn) -> None:
     state = turn.state
-    if state.retry_at is None or now < state.retry_at:
+    if state.retry_at is None or turn.now < state.retry_at:
         return
-    turn.state = state = replace(state, retry_at=None)
+    turn.set(retry_at=None)
     if state.phase is Phase.FAILED:
         turn.to(Phase.WAITING, f"trying again after: {state.reason}")
         _decide(turn)
+    elif state.phase is Phase.FENCING:
+        _speak_alone(turn)
+    elif state.phase is Phase.HANDED:
+        give_up(turn, "the peer has the VM")
+        _decide(turn)
+    elif state.phase is Phase.PROTECTED:
+        judged(turn, state.conditions)
     elif state.phase is Phase.ASKING and not state.peer_up:
         turn.effects.append(Ask(state.term + 1))
     elif state.peer is not None:

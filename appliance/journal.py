@@ -33,7 +33,6 @@ class EpochRecord:
     resume: float
     pages: int
     bytes: int
-    sent_at: float = 0.0
     acked_at: float = 0.0
 
 

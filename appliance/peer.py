@@ -18,15 +18,20 @@ from typing import Any, Protocol
 from appliance import config as cfg
 from appliance.carrier import CarrierWatch
 from appliance.link import Hello, Link
+from appliance.rhythm import Rhythm
 from appliance.stream import Receiver, Sender
 from appliance.watched import watched
 from vmlink.wire import Buffer, Header, Message, Type, WireError
 
 log = logging.getLogger("holdfast.peer")
 
-_BEAT = struct.Struct("!QQQQ")  # received, own clock in ns, the peer's clock echoed, ns since it arrived
+_BEAT = struct.Struct("!QQQQQQ")
+"""Received; own clock; the lease that its echo will give; the peer's clock and lease echoed; how long ago they
+arrived. All but the first in ns."""
 ACKNOWLEDGE_BYTES = 2 << 20
 """Received bytes after which the sender hears of it before the next heartbeat is due."""
+LONGEST_LEASE = 30.0
+"""Seconds; nobody may speak for longer on one answer."""
 STALL_MEMORY = 1.0
 """Seconds for which a stall of this process makes it doubt that the peer fell silent."""
 
@@ -35,12 +40,13 @@ class Handler(Protocol):
     """Who hears of the peer."""
 
     def peer_up(self) -> None: ...
-    def peer_down(self, reason: str, doubtful: bool) -> None:
-        """No link is left. `doubtful`: this does not tell that the peer is dead."""
+    def peer_down(self, reason: str, doubtful: bool, speaks_until: float) -> None:
+        """No link is left. `doubtful`: this does not tell that the peer is dead. `speaks_until` (monotonic): no
+        lease that this host's answers gave the peer lasts longer."""
 
-    def peer_heard(self, moment: float) -> None:
-        """The peer has had a sign of life that this host sent at `moment` (monotonic): it will not take this
-        host for dead before `moment` + timing.timeout."""
+    def peer_heard(self, until: float) -> None:
+        """The peer has had a sign of life of this host, and will not speak in its place before `until`
+        (monotonic)."""
 
     async def message(self, message: Message) -> None:
         """A message, in order. Raises WireError when it makes no sense: the session ends."""
@@ -61,7 +67,9 @@ class Peer:
         self._freed = asyncio.Event()
         self._delivering = asyncio.Lock()
         self._active: Link | None = None
-        self._clocks: dict[str, tuple[int, int]] = {}
+        self._clocks: dict[str, tuple[int, int, int]] = {}
+        self._rhythm = Rhythm(config.timing)
+        self._speaks_until = 0.0
         self._watch: CarrierWatch | None = None
         self._ticker: asyncio.Task[None] | None = None
         self._unacknowledged = 0
@@ -116,9 +124,7 @@ class Peer:
         """Wait until the peer has received all that was sent, at most `timeout` seconds."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
-                while self.up and self._sender.kept_bytes:
-                    self._freed.clear()
-                    await self._freed.wait()
+                await self.room(1)
 
     # --- what the links report ---
 
@@ -170,7 +176,7 @@ class Peer:
         reasons = ", ".join(f"{each.name}: {each.reason}" for each in self.links)
         self._notice_stall()
         stalled = time.monotonic() - self._stalled < STALL_MEMORY
-        self._handler.peer_down(f"no link left ({reasons})", stalled or link.ended_here)
+        self._handler.peer_down(f"no link left ({reasons})", stalled or link.ended_here, self._speaks_until)
 
     def _move(self, link: Link) -> None:
         """The stream goes on over `link`; what the peer may have missed is sent again."""
@@ -222,8 +228,9 @@ class Peer:
                 if link.up:
                     self._beat(link)
             if not stalled:  # else what the peer sent meanwhile must be read before it is judged
+                timeout = self._rhythm.timeout(now)
                 for link in self.links:
-                    if link.silence(now) > timing.timeout:
+                    if link.silence(now) > timeout:
                         link.drop(f"silent for {link.silence(now) * 1e3:.0f} ms")
 
     def _notice_stall(self) -> bool:
@@ -238,21 +245,30 @@ class Peer:
     def _beat(self, link: Link) -> None:
         self._unacknowledged = 0
         now = time.monotonic_ns()
-        theirs, arrived = self._clocks.get(link.name, (0, now))
-        beat = _BEAT.pack(self._receiver.received, now, theirs, now - arrived)
+        lease = int(self._rhythm.lease(now / 1e9) * 1e9)
+        clock, given, arrived = self._clocks.get(link.name, (0, 0, now))
+        beat = _BEAT.pack(self._receiver.received, now, lease, clock, given, now - arrived)
         link.send_loose(Message(Type.BEAT, payload=(beat,)))
 
     def _beat_arrived(self, link: Link, payload: Buffer) -> None:
+        """Answering it will let the peer speak until its clock + lease: this host may not before, counted from now.
+        """
         if len(payload) != _BEAT.size:
             raise WireError(f"a heartbeat of {len(payload)} bytes")
-        received, theirs, echo, held = _BEAT.unpack(payload)
+        received, clock, lease, echo, given, held = _BEAT.unpack(payload)
         now = time.monotonic_ns()
         if echo > now:
             raise WireError("a heartbeat that echoes one not yet sent")
-        self._clocks[link.name] = (theirs, now)
+        if lease > LONGEST_LEASE * 1e9:
+            raise WireError(f"a lease of {lease / 1e9:.0f} s")
+        if link.name in self._clocks:
+            self._rhythm.beat((now - self._clocks[link.name][2]) / 1e9, now / 1e9)
+        self._clocks[link.name] = (clock, lease, now)
+        self._speaks_until = max(self._speaks_until, (now + lease) / 1e9)
         if echo:
             link.rtt = max(0, now - echo - held) / 1e9
-            self._handler.peer_heard(echo / 1e9)
+            self._rhythm.echo((now - echo) / 1e9, now / 1e9)
+            self._handler.peer_heard((echo + min(given, int(self._config.timing.lease_max * 1e9))) / 1e9)
             if echo / 1e9 > self._stalled:  # heard since: it had not given this host up
                 self._stalled = -STALL_MEMORY
         if self._sender.received(received):
@@ -260,9 +276,12 @@ class Peer:
 
     def status(self) -> dict[str, Any]:
         """For the status reply."""
+        now = time.monotonic()
         return {
             "name": self.name,
             "state": "up" if self.up else "down",
+            "lease_ms": round(self._rhythm.lease(now) * 1e3),
+            "timeout_ms": round(self._rhythm.timeout(now) * 1e3),
             "links": [{"name": link.name, "state": "up" if link.up else "down",
                        "active": link is self._active, "carrier": link.carrier, "reason": link.reason,
                        "rtt_us": None if link.rtt is None else round(link.rtt * 1e6)} for link in self.links],

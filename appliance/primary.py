@@ -38,8 +38,8 @@ log = logging.getLogger("holdfast.primary")
 
 THROTTLE = 0.75
 """Share of the gate's limit at which the VM waits, paused, for an acknowledgement."""
-
-
+HANDOVER_TIMEOUT = 2.0
+"""Seconds within which the last epoch of a handover must be committed and its output out; else the VM runs on."""
 SYNC_WINDOW = 8 << 20
 """Bytes of a first copy under way at once: enough for the links, little for what has to follow."""
 
@@ -65,7 +65,6 @@ class _Flight:
     epoch: int
     mark: Mark
     size: int
-    snapshot_at: float
     record: EpochRecord
 
 
@@ -84,7 +83,12 @@ class Primary:
         self._mover: asyncio.Task[None] | None = None
         self._replication: asyncio.Task[None] | None = None
         self._lease, self._leased_until, self._leased = lease, 0.0, asyncio.Event()
+        self._renewer: asyncio.Task[None] | None = None
         self._releaser: asyncio.Task[None] | None = None
+        self._leaving = asyncio.Event()
+        self._left: asyncio.Future[None] | None = None
+        self._handed = False
+        self._out = asyncio.Event()
         self._stopping = asyncio.Event()
         self._acked = asyncio.Event()
         self._release_event = asyncio.Event()
@@ -118,9 +122,22 @@ class Primary:
     # --- alone: output goes out as it comes ---
 
     def speak(self) -> None:
-        """Release all output as it comes. Only when the core says that this host is rightfully solo."""
+        """Run and release all output as it comes. Only when the core says that this host is rightfully solo."""
         if self._mover is None:
             self._mover = watched(self._move(), f"{self._name} mover")
+            self._renewer = watched(self._renew(), f"{self._name} lease")
+        if self._handed:
+            self._handed = False
+            self._resumer = watched(self._resume(), f"{self._name} resumes")
+
+    async def _resume(self) -> None:
+        await self._runs_on()
+
+    async def _renew(self) -> None:
+        """Alone, this host holds its lease by itself: a service that stands still goes silent all the same."""
+        while True:
+            self._front.guard.lease(time.monotonic() + self._lease)
+            await asyncio.sleep(self._lease / 4)
 
     async def _move(self) -> None:
         gate = self._front.gate
@@ -134,10 +151,10 @@ class Primary:
 
     def hold(self) -> None:
         """Release nothing more."""
-        for task in (self._mover, self._releaser):
+        for task in (self._mover, self._renewer, self._releaser):
             if task is not None:
                 task.cancel()
-        self._mover = self._releaser = None
+        self._mover = self._renewer = self._releaser = None
 
     # --- protected: an epoch at a time ---
 
@@ -150,6 +167,7 @@ class Primary:
         """Take no further checkpoint. One under way is finished, so that the VM runs on."""
         self._stopping.set()
         self._acked.set()
+        self._out.set()
         self._copying_inbound = False
         self.sync = None
 
@@ -209,13 +227,55 @@ class Primary:
 
     async def _epochs(self, term: int, stopping: asyncio.Event) -> None:
         while not stopping.is_set():
-            snapshot = await self._one_epoch(term, stopping)
+            leaving = self._leaving.is_set()
+            snapshot = await self._one_epoch(term, stopping, resume=not leaving)
             if snapshot is None:
+                return
+            if leaving and await self._leave():
                 return
             await self._until_end_of_epoch(snapshot, stopping)
 
-    async def _one_epoch(self, term: int, stopping: asyncio.Event) -> Snapshot | None:
-        """Checkpoint and send. None when replication ended meanwhile."""
+    # --- handed over: a last epoch ---
+
+    async def hand_over(self) -> None:
+        """Return when the VM is paused for good, its last epoch committed and its output out.
+
+        Raises TimeoutError or VmError when that is not to be had; the VM runs on then.
+        """
+        self._left = asyncio.get_running_loop().create_future()
+        self._leaving.set()
+        try:
+            async with asyncio.timeout(2 * HANDOVER_TIMEOUT):
+                await self._left
+        finally:
+            self._leaving.clear()
+
+    async def _leave(self) -> bool:
+        """The last epoch is sent: wait until nothing of it is left here."""
+        self._handed = True
+        try:
+            async with asyncio.timeout(HANDOVER_TIMEOUT):
+                while self._released < self.epoch and not self._stopping.is_set():
+                    self._out.clear()
+                    await self._out.wait()
+        except TimeoutError:
+            pass
+        waiting = self._left is not None and not self._left.done()
+        if self._released == self.epoch and waiting and not self._stopping.is_set():
+            inject.point("handover.released")
+            self._journal.event("handed-over", term=self.term, epoch=self.epoch)
+            self._left.set_result(None)  # type: ignore[union-attr]
+            return True
+        if self._handed:
+            self._handed = False
+            await self._runs_on()
+        if self._left is not None and waiting:
+            self._left.set_exception(TimeoutError("the last epoch was not acknowledged in time"))
+        self._leaving.clear()
+        return False
+
+    async def _one_epoch(self, term: int, stopping: asyncio.Event, *, resume: bool) -> Snapshot | None:
+        """Checkpoint and send. None when replication ended meanwhile. Without `resume` the VM stays paused."""
         assert self._checkpointer is not None
         epoch = self.epoch + 1
         marks: list[tuple[Mark, int]] = []
@@ -225,21 +285,22 @@ class Primary:
                 self._begin_holding()
             marks.append((self._front.gate.mark(), self._front.inbound.consumed()))
 
-        snapshot = await self._checkpointer.take(at_stop)
+        snapshot = await self._checkpointer.take(at_stop, resume=resume)
         if stopping.is_set():
+            if not resume:
+                await self._runs_on()
             return None
         mark, consumed = marks[0]
         self.epoch = epoch
         self._inbound_budget = self._vm.limits.replay_log
         record = self._journal.epoch(term, epoch, snapshot)
-        self._flights.append(_Flight(epoch, mark, snapshot.size, snapshot.resumed, record))
+        self._flights.append(_Flight(epoch, mark, snapshot.size, record))
         self._flight_bytes += snapshot.size
         output = encode_frames(self._front.outbound.take(mark.seq))
         for message in epoch_messages(snapshot, self._id, term, epoch, consumed, self._released, output):
             if not await self._peer.room():
                 return None
             self._peer.send(message)
-        record.sent_at = time.monotonic()
         inject.point("epoch.sent")
         return snapshot
 
@@ -267,9 +328,10 @@ class Primary:
         if self._pace.adaptive and not paused and not stopping.is_set():
             delay = latest - time.monotonic()
             if delay > 0:
-                output = asyncio.ensure_future(gate.output())
-                await asyncio.wait([output], timeout=delay)
-                output.cancel()
+                ends = [asyncio.ensure_future(end) for end in (gate.output(), self._leaving.wait())]
+                await asyncio.wait(ends, timeout=delay, return_when=asyncio.FIRST_COMPLETED)
+                for end in ends:
+                    end.cancel()
 
     async def _sleep_until(self, moment: float, stopping: asyncio.Event) -> None:
         delay = moment - time.monotonic()
@@ -297,9 +359,9 @@ class Primary:
             self._journal.event("sync-done", term=self.term)
             self._post(core.SyncDone())
 
-    def peer_heard(self, moment: float) -> None:
-        """The peer cannot take this host for dead before `moment` + the lease: until then the VM may speak."""
-        self._leased_until = max(self._leased_until, moment + self._lease)
+    def peer_heard(self, until: float) -> None:
+        """The peer does not speak in this host's place before `until` (monotonic): so long the VM may."""
+        self._leased_until = max(self._leased_until, until)
         self._leased.set()
         if self._releaser is not None:
             self._front.guard.lease(self._leased_until)
@@ -318,6 +380,7 @@ class Primary:
                     await self._front.gate.release(self._release_to)
                     inject.point("epoch.released")
                     self._released = epoch
+                    self._out.set()
         except (HoldfastError, inject.Injected) as error:  # the backup has all that was to go out: it can speak
             log.error("%s: output cannot leave this host: %s", self._name, error)
             self._post(core.VmLost(f"output cannot leave this host: {error}"))

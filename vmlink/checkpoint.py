@@ -94,8 +94,8 @@ class Checkpointer:
         numbers = self._tracker.collect()
         return numbers, self._ram[numbers]
 
-    async def take(self, at_stop: Callable[[], None]) -> Snapshot:
-        """Pause, copy, resume. `at_stop` is called once while nothing moves: it marks the output.
+    async def take(self, at_stop: Callable[[], None], *, resume: bool = True) -> Snapshot:
+        """Pause, copy, resume (or not). `at_stop` is called once while nothing moves: it marks the output.
 
         Raises VmError when QEMU fails, TimeoutError after SCAN_TIMEOUT; the VM may then be paused or dead, its
         output stays held.
@@ -117,7 +117,8 @@ class Checkpointer:
         numbers, data = copying.result()
         inject.point("checkpoint.saved")
         saved = time.monotonic()
-        await self._vm.cont()
+        if resume:
+            await self._vm.cont()
         resumed = time.monotonic()
         inject.point("checkpoint.resumed")
         return Snapshot(numbers, data, device, begun, resumed,

@@ -2,7 +2,8 @@
 """Two decision cores, a network between them, disks and an arbiter, all simulated; the judge of the invariants.
 
 A host's world is reduced to what the invariants speak of: what is on disk, whether a VM runs or a replica is
-whole, and whether output goes out freely (solo) or only as epochs commit.
+whole, and whether output goes out freely (solo) or only as epochs commit, under a lease that the other host knows
+the end of. A host may sleep: it does nothing, and hears all it missed when it wakes up.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from dataclasses import dataclass, field
 from appliance import core
 from appliance.core import Phase, Role, State
 from appliance.decide import step
+
+LEASE = 0.08
+"""Seconds for which a protected primary may still speak after the last link went."""
 
 
 @dataclass
@@ -30,6 +34,14 @@ class Host:
     syncing: bool = False
     holding: bool = False
     """The last pause of the first copy is over: nothing goes out before its epoch commits."""
+    mute: bool = False
+    """It was told to release nothing more."""
+    lease_until: float = 0.0
+    """While holding: may speak until then once the links are gone."""
+    outdated: bool = False
+    """The other host spoke since this one's VM or replica was the latest."""
+    asleep: bool = False
+    missed: deque[core.Event] = field(default_factory=deque)
     todo: deque[core.Effect] = field(default_factory=deque)
     inbox: deque[core.Peer] = field(default_factory=deque)
 
@@ -51,7 +63,8 @@ class Pair:
 
     def boot(self, host: Host) -> None:
         term, role = host.disk
-        host.state = State(host.name, host.home, term, role)
+        phase = Phase.FENCED if role is Role.FENCED else Phase.WAITING
+        host.state = State(host.name, host.home, term, role, phase, highest=term)
         if self.linked:
             self.relink()
 
@@ -67,19 +80,25 @@ class Pair:
         was, self.linked = self.linked, False
         for host in self.hosts.values():
             host.inbox.clear()
+            host.lease_until = self.now + LEASE if was else host.lease_until
         if was:
             for host in self.hosts.values():
                 if host.state is not None:
-                    self.feed(host, core.PeerDown("cut"))
+                    self.feed(host, core.PeerDown("cut", host.asleep, self.now + LEASE))
 
     def crash(self, host: Host) -> None:
         host.state = None
         host.running = host.replica = host.whole = host.free = host.syncing = host.holding = False
+        host.asleep = host.outdated = False
         host.todo.clear()
+        host.missed.clear()
         self.unlink()
 
     def feed(self, host: Host, event: core.Event) -> None:
         if host.state is None:
+            return
+        if host.asleep:
+            host.missed.append(event)
             return
         host.state, effects = step(host.state, event, self.now)
         for effect in effects:
@@ -95,45 +114,67 @@ class Pair:
             case core.Speak(term):
                 assert host.disk == (term, Role.PRIMARY), f"{host.name} speaks under a term that is not on disk"
                 assert host.running, f"{host.name} speaks for a VM that does not run"
-                host.free, host.spoke_term, host.holding = True, term, False
+                assert not host.outdated, f"{host.name} speaks for a VM that has forgotten what clients saw"
+                host.free, host.spoke_term, host.holding, host.mute = True, term, False, False
+                self.other(host).outdated = self.other(host).running or self.other(host).whole
             case core.Hold():
-                host.free = False
+                host.free, host.mute = False, True
             case core.StopVm():
                 host.free = host.running = host.replica = host.whole = host.syncing = host.holding = False
+                host.outdated = False
                 host.todo = deque(e for e in host.todo if isinstance(e, core.Persist | core.Ask))
             case core.StartSync():
                 host.syncing = True
             case core.StopSync():
                 host.syncing = False
+            case core.Inform(term):
+                self.grants[term] = host.name
+            case core.Wake():
+                pass  # time is the test's
             case _:
                 host.todo.append(effect)
 
     def work(self, host: Host, *, fails: bool = False) -> None:
         """The oldest thing the host was told to do is done, or fails."""
-        if host.state is None or not host.todo:
+        if host.state is None or not host.todo or host.asleep:
             return
         match host.todo.popleft():
             case core.Persist(term, role):
+                assert term >= host.disk[0], f"{host.name} forgets a term"
                 host.disk = (term, role)
                 self.feed(host, core.Persisted(term, role))
             case core.Ask(term):
-                if self.arbiter and not fails and self.grants.setdefault(term, host.name) == host.name:
+                held = max(self.grants, default=0)
+                mine = term > held or self.grants.get(term) == host.name and term == held
+                if self.arbiter and not fails and mine:
+                    self.grants[term] = host.name
                     self.feed(host, core.Granted(term))
                 else:
                     self.feed(host, core.Refused("no"))
             case core.StartVm():
-                host.running = not fails
+                host.running, host.outdated = not fails, False
                 self.feed(host, core.VmLost("failed") if fails else core.VmRunning())
+            case core.HandOver():
+                self.hand_over(host, fails=fails)
             case core.StartReplica():
                 host.replica, host.whole = not fails, False
                 self.feed(host, core.VmLost("failed") if fails else core.ReplicaReady())
             case core.TakeOver():
                 assert host.whole, f"{host.name} takes over from a replica that is not whole"
                 host.running, host.replica, host.whole = not fails, False, False
+                host.outdated = host.outdated and not fails
                 self.feed(host, core.VmLost("failed") if fails else core.VmRunning())
 
+    def hand_over(self, host: Host, *, fails: bool) -> None:
+        """The last epoch is committed and its output is out, or the VM runs on."""
+        if fails or not (self.linked and self.other(host).whole and host.holding):
+            self.feed(host, core.HandOverFailed("failed"))
+        elif host.state is not None and host.state.phase is Phase.HANDOVER:
+            host.holding = False  # the guard is shut
+            self.feed(host, core.HandedOver())
+
     def deliver(self, host: Host) -> None:
-        if self.linked and host.inbox:
+        if self.linked and host.inbox and not host.asleep:
             self.feed(host, core.PeerSays(host.inbox.popleft()))
 
     def first_epoch(self, host: Host) -> None:
@@ -142,7 +183,7 @@ class Pair:
         ready = peer.state is not None and peer.replica and peer.state.term == host.state.term if host.state else False
         if host.syncing and host.running and not host.holding and self.linked and ready:
             host.free, host.holding = False, True
-            peer.whole = True
+            peer.whole, peer.outdated = True, False
             self.feed(peer, core.ReplicaWhole())
 
     def first_ack(self, host: Host) -> None:
@@ -151,17 +192,30 @@ class Pair:
 
     def kill_vm(self, host: Host) -> None:
         if host.running or host.replica:
-            host.running = host.replica = host.whole = False
+            host.running = host.replica = host.whole = host.outdated = False
             self.feed(host, core.VmLost("killed"))
 
-    def tick(self) -> None:
-        self.now += core.RETRY + 0.1
+    def sleep(self, host: Host) -> None:
+        """It stands still; what it may say in the meantime ends with its lease."""
+        if host.state is not None and not host.asleep:
+            host.asleep = True
+            host.lease_until = max(host.lease_until, self.now + LEASE if self.linked else 0.0)
+
+    def wake(self, host: Host) -> None:
+        """It runs again and hears what it missed, in order."""
+        host.asleep = False
+        missed, host.missed = host.missed, deque()
+        for event in missed:
+            self.feed(host, event)
+
+    def tick(self, seconds: float = core.RETRY + 0.1) -> None:
+        self.now += seconds
         for host in self.hosts.values():
             self.feed(host, core.Tick())
 
     def check(self) -> None:
-        free = [host.name for host in self.hosts.values() if host.free]
-        assert len(free) <= 1, f"two speakers: {free}"
+        speakers = [host.name for host in self.hosts.values() if self.speaks(host)]
+        assert len(speakers) <= 1, f"two speakers: {speakers}"
         for host in self.hosts.values():
             if host.free and self.other(host).whole:
                 peer = self.other(host)
@@ -169,17 +223,22 @@ class Pair:
                 # one that an older reign left behind is harmless, its term can be granted to nobody.
                 assert peer.state is None or peer.state.term < host.spoke_term, "free speech beside a whole replica"
 
+    def speaks(self, host: Host) -> bool:
+        """Could a frame leave it? While holding: with links, as epochs commit; without, until its lease ends."""
+        leased = self.linked and not host.asleep or self.now < host.lease_until
+        return host.free or host.holding and host.running and not host.mute and leased
+
     def settle(self, rounds: int = 200) -> None:
         """Let everything that is under way happen, with a healthy network and arbiter."""
         for _ in range(rounds):
             for host in self.hosts.values():
-                while host.todo:
+                while host.todo and not host.asleep:
                     self.work(host)
-                while host.inbox:
+                while host.inbox and not host.asleep:
                     self.deliver(host)
                 self.first_epoch(host)
                 self.first_ack(host)
-            if not any(h.todo or h.inbox for h in self.hosts.values()):
+            if not any((h.todo or h.inbox) and not h.asleep for h in self.hosts.values()):
                 if {h.state.phase for h in self.hosts.values() if h.state} == {Phase.PROTECTED, Phase.STANDBY}:
                     return
                 self.tick()

@@ -53,6 +53,7 @@ class Host:
         self.received: list[Noted] = []
         self.sent: list[Noted] = []
         self.heard: list[tuple[float, float]] = []
+        self.bounds: list[float] = []
         self.on_message: Callable[[Message], Awaitable[None]] | None = None
         self.lost: list[tuple[float, str, str]] = []
         self.defects: list[str] = []
@@ -68,11 +69,12 @@ class Host:
     def peer_up(self) -> None:
         self.events.append(("up", "", False))
 
-    def peer_down(self, reason: str, stalled: bool) -> None:
+    def peer_down(self, reason: str, stalled: bool, speaks_until: float) -> None:
         self.events.append(("down", reason, stalled))
+        self.bounds.append(speaks_until)
 
-    def peer_heard(self, moment: float) -> None:
-        self.heard.append((moment, time.monotonic()))
+    def peer_heard(self, until: float) -> None:
+        self.heard.append((until, time.monotonic()))
 
     async def message(self, message: Message) -> None:
         if self.on_message is not None:

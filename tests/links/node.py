@@ -27,10 +27,10 @@ class _Printer:
     def peer_up(self) -> None:
         _say("up")
 
-    def peer_down(self, reason: str, doubtful: bool) -> None:
+    def peer_down(self, reason: str, doubtful: bool, speaks_until: float) -> None:
         _say("down", reason=reason, doubtful=doubtful)
 
-    def peer_heard(self, moment: float) -> None:
+    def peer_heard(self, until: float) -> None:
         pass
 
     async def message(self, message: Message) -> None:

@@ -14,7 +14,7 @@ import xxhash
 from tests.links.cables import PORT, Cables, address, other
 from vmlink.wire import HEADER, MAGIC, VERSION, Header, Message, Type, decode_header, digest, encode_header
 
-BEAT = struct.Struct("!QQQQ")
+BEAT = struct.Struct("!QQQQQQ")
 
 
 def frame(message: Message, seq: int = 0) -> bytes:

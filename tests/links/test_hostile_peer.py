@@ -97,8 +97,9 @@ PAGES = frame(Message(Type.PAGES, 1, 2, 3, (b"x" * 1000,)), 1)
     (frame(ACK, 2), "message 2 after 0: 1 are missing"),
     (frame(ACK, 2**64 - 1), "are missing"),
     (frame(Message(Type.BEAT, payload=(b"x",))), "a heartbeat of 1 bytes"),
-    (frame(Message(Type.BEAT, payload=(BEAT.pack(5, 0, 0, 0),))), "acknowledges message 5, but only 0 were sent"),
-    (frame(Message(Type.BEAT, payload=(BEAT.pack(0, 1, 2**63, 0),))), "a heartbeat that echoes one not yet sent"),
+    (frame(Message(Type.BEAT, payload=(BEAT.pack(5, 0, 0, 0, 0, 0),))), "acknowledges message 5, but only 0 were sent"),
+    (frame(Message(Type.BEAT, payload=(BEAT.pack(0, 1, 0, 2**63, 0, 0),))), "a heartbeat that echoes one not yet sent"),
+    (frame(Message(Type.BEAT, payload=(BEAT.pack(0, 1, 2**63, 0, 0, 0),))), "a lease of 9223372037 s"),
     (frame(Message(Type.HELLO, payload=(b"{}",))), "a second hello"),
 ], ids=named)
 def test_what_makes_no_sense_ends_the_link_not_the_session(beta: Host, session: tuple[Speaker, Speaker], data: bytes,
@@ -349,7 +350,7 @@ def test_what_still_waits_in_a_dropped_link_is_not_taken_for_the_new_session(
     beta.on_message = slow
     session[0].say(Message(Type.STATE, 1, 1, 1), 1)
     until("the first message is being handled", lambda: beta.peer._receiver.received == 1)
-    beat = Message(Type.BEAT, payload=(BEAT.pack(3, 1, 0, 0),))
+    beat = Message(Type.BEAT, payload=(BEAT.pack(3, 1, 0, 0, 0, 0),))
     session[0].raw(frame(Message(Type.STATE, 1, 1, 2), 2) + frame(beat) + frame(Message(Type.STATE, 1, 1, 3), 3))
     new = call("link1")
     new.say_hello(SESSION + 1)
@@ -372,7 +373,7 @@ def test_what_came_before_the_drop_but_was_not_read_does_not_count(
     beta.send(*(Message(Type.STATE, 9, 9, number) for number in range(5)))
 
     def drop_before_it_is_read() -> None:
-        session[0].say(Message(Type.BEAT, payload=(BEAT.pack(3, 1, 0, 0),)))
+        session[0].say(Message(Type.BEAT, payload=(BEAT.pack(3, 1, 0, 0, 0, 0),)))
         sock = beta.peer.links[0]._socket
         assert sock is not None
         select.select([sock], [], [], 10)
@@ -517,7 +518,7 @@ def test_a_peer_that_does_not_read_costs_no_more_than_the_window(host: Callable[
     assert not pouring.done()
     while speaker.hear()[0].seq < 10:
         pass
-    speaker.say(Message(Type.BEAT, payload=(BEAT.pack(10, 1, 0, 0),)))
+    speaker.say(Message(Type.BEAT, payload=(BEAT.pack(10, 1, 0, 0, 0, 0),)))
     until("there is room again", lambda: beta.peer._sender._next > 20)
     until("the socket takes no more", lambda: not beta.do(loose) and link._queue)
     speaker.close()

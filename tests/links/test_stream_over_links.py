@@ -222,12 +222,28 @@ def test_a_handler_that_takes_its_time_does_not_make_the_peer_silent(pair: Pair)
     assert not alpha.downs and not beta.downs and not beta.lost
 
 
-def test_the_peer_says_what_it_has_heard(pair: Pair) -> None:
-    """`peer_heard` gives a moment of our own clock, in the past, that moves on."""
+def test_answers_give_a_lease_that_moves_on(pair: Pair) -> None:
+    """`peer_heard` gives a moment of our own clock, at most the longest lease ahead."""
     alpha, _ = pair()
     until("signs of life are confirmed", lambda: len(alpha.heard) > 20)
-    assert all(0 < moment <= now for moment, now in alpha.heard)
+    assert all(0 < moment <= now + QUICK.lease_max for moment, now in alpha.heard)
     assert alpha.heard[-1][0] > alpha.heard[0][0]
+    assert alpha.heard[-1][0] > alpha.heard[-1][1], "between two answers a lease is running"
+
+
+@pytest.mark.parametrize("ends", ["both carriers", "beta hears nothing more"])
+def test_no_lease_outlasts_what_the_other_side_waits_for(pair: Pair, cables: Cables, ends: str) -> None:
+    """The clocks of the two hosts are one here, so that the bound can be compared with what it bounds."""
+    alpha, beta = pair(QUICK)
+    until("signs of life are confirmed", lambda: len(alpha.heard) > 5)
+    if ends == "both carriers":
+        for link in ("link0", "link1"):
+            cables.cut(link)
+    else:
+        cables.mute("link0", "link1", at="beta")
+    until("both sides give the other up", lambda: bool(alpha.downs and beta.downs))
+    assert beta.bounds[-1] >= max(moment for moment, _ in alpha.heard)
+    assert alpha.bounds[-1] >= max(moment for moment, _ in beta.heard)
 
 
 def test_an_address_that_is_not_there(cables: Cables, host: Callable[..., Host]) -> None:

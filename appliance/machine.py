@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One VM's QEMU and front on this host: started, made a replica, taken over, handed over, stopped.
+
+Everything that starts or ends a QEMU runs in one worker, in the order it was ordered; what shuts or holds
+output happens at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+from appliance import config as cfg
+from appliance import core
+from appliance.backup import Backup
+from appliance.errors import HoldfastError
+from appliance.front import Front, FrontSpec
+from appliance.journal import Journal
+from appliance.peer import Peer
+from appliance.primary import Primary
+from appliance.watched import watched
+from ebpf.errors import BpfError
+from vmlink import inject
+from vmlink.errors import VmError
+from vmlink.qemu import Qemu, VmSpec
+from vmlink.ram import GuestRam
+from vmlink.wire import Message, Type, decode_frames, decode_pieces, vm_id
+
+log = logging.getLogger("holdfast.machine")
+
+ANNOUNCEMENTS = (0.0, 0.05, 0.2, 0.6, 1.5)
+"""Seconds after the gate opened at which the VM is announced again."""
+FAULTS = (VmError, HoldfastError, BpfError, OSError, inject.Injected)
+
+
+class Machine:
+    """See the module. `post` takes what the decision core must hear."""
+
+    def __init__(self, name: str, vm: cfg.Vm, config: cfg.Config, peer: Peer, journal: Journal,
+                 post: Callable[[core.Event], None]) -> None:
+        self.name, self._id, self._vm, self._config = name, vm_id(name), vm, config
+        self._peer, self._journal, self._post = peer, journal, post
+        self.front: Front | None = None
+        self.qemu: Qemu | None = None
+        self._ram: GuestRam | None = None
+        self.primary: Primary | None = None
+        self.backup: Backup | None = None
+        self._taken_from = 0
+        """The term whose replica this VM was taken over from: what its host still forwards belongs here."""
+        self._again: list[bytes] = []
+        """Frames of committed epochs that clients may not have got, for the moment at which the gate opens."""
+        self._life = 0
+        self._work: asyncio.Queue[tuple[int, Callable[[], Awaitable[None]]]] = asyncio.Queue()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._announcer: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Prepare the front, silent. Raises HoldfastError or BpfError."""
+        spec = FrontSpec(self.name, self._vm.mac, self._vm.ip, self._vm.bridge, self._vm.limits.held)
+        self.front = await Front.create(spec)
+        self._spawn(self._worker())
+
+    async def close(self) -> None:
+        """End the VM here and take everything away."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._end()
+        if self.front is not None:
+            await self.front.close()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = watched(work, f"{self.name}: {getattr(work, '__name__', 'task')}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    # --- what the core orders ---
+
+    def start_vm(self) -> None:
+        self._order(self._start_vm)
+
+    def start_replica(self) -> None:
+        self._order(self._start_replica)
+
+    def take_over(self, term: int) -> None:
+        """Go on under `term` from the last whole epoch; silent until `speak`."""
+        self._order(lambda: self._take_over(term))
+
+    def hand_over(self) -> None:
+        """Pause the VM for good and let the backup have its last epoch."""
+        if self.primary is not None and self.front is not None:
+            self._spawn(self._hand_over(self.primary, self.front))
+
+    def speak(self, term: int) -> None:
+        """Open the gate and release all output as it comes. Only when the core says that this host may."""
+        if self.primary is None or self.front is None:
+            return
+        announced = self.front.guard.stats().term == term
+        self.front.open(term)
+        if not announced:
+            self._journal.event("gate-open", term=term)
+            self._announcer = self._spawn(self._announce())
+        again, self._again = self._again, []
+        self.front.send_again(again)
+        self.primary.speak()
+
+    def stop(self, reason: str) -> None:
+        """Silence at once; the rest follows in the worker."""
+        self._life += 1
+        if self.front is not None:
+            self.front.shut()
+            self.front.gate.drop()
+        if self._announcer is not None:
+            self._announcer.cancel()
+        if self.qemu is not None:
+            self._journal.event("vm-stopped", reason=reason)
+            self._spawn(self.qemu.kill())  # a load under way fails now instead of at its timeout
+        self._order(self._end)
+
+    async def message(self, message: Message) -> None:
+        """A message of the primary's stream, or what its host forwards. Raises WireError when it makes no sense."""
+        if self.backup is not None:
+            try:
+                await self.backup.message(message)
+            except FAULTS as error:  # of this host, not of the stream: the replica cannot be trusted any more
+                log.error("%s: the replica failed: %s", self.name, error)
+                self._post(core.VmLost(str(error)))
+        elif message.type is Type.INBOUND and self.primary is not None and self.front is not None:
+            if message.term == self._taken_from:
+                self.front.inbound.inject([frame for _, frame in decode_frames(decode_pieces(message))])
+
+    # --- how it is done ---
+
+    def _order(self, work: Callable[[], Awaitable[None]]) -> None:
+        self._work.put_nowait((self._life, work))
+
+    async def _worker(self) -> None:
+        while True:
+            life, work = await self._work.get()
+            if life != self._life:
+                continue  # ordered before the VM was stopped
+            try:
+                await work()
+            except FAULTS as error:
+                hint = getattr(error, "hint", "")
+                cause = getattr(error, "message", str(error)) + (f" ({hint})" if hint else "")
+                log.error("%s: %s", self.name, cause)
+                if life == self._life:
+                    self._post(core.VmLost(cause))
+
+    async def _launch(self, *, incoming: bool) -> tuple[Qemu, GuestRam]:
+        assert self.front is not None
+        vm, host = self._vm, self._config.host
+        life = self._life
+        spec = VmSpec(name=self.name, memory_bytes=vm.memory, vcpus=vm.vcpus, mac=vm.mac, kernel=vm.kernel,
+                      initrd=vm.initrd, append=vm.append, qemu=vm.qemu, accel=vm.accel)
+        loop = asyncio.get_running_loop()
+        self._ram = await loop.run_in_executor(None, GuestRam.create, host.ram_dir, vm.memory)
+        tap = await self.front.attach_vm()
+        self.qemu = await Qemu.start(spec, self._ram, tap_fd=tap, incoming=incoming, run_dir=host.run_dir)
+        self._spawn(self._watch(self.qemu, life))
+        return self.qemu, self._ram
+
+    async def _watch(self, qemu: Qemu, life: int) -> None:
+        cause = await qemu.died()
+        if life == self._life:
+            self._journal.event("qemu-died", cause=cause)
+            self._post(core.VmLost(cause))
+
+    async def _start_vm(self) -> None:
+        life = self._life
+        qemu, ram = await self._launch(incoming=False)
+        if life == self._life:
+            self._become_primary(qemu, ram)
+            self._post(core.VmRunning())
+
+    async def _start_replica(self) -> None:
+        life = self._life
+        qemu, ram = await self._launch(incoming=True)
+        if life == self._life:
+            self.backup = Backup(self.name, self._vm, self._id, qemu, ram, self._peer, self._journal, self._post)
+            self._post(core.ReplicaReady())
+
+    async def _take_over(self, term: int) -> None:
+        life, backup, qemu, ram, front = self._life, self.backup, self.qemu, self._ram, self.front
+        if backup is None or qemu is None or ram is None or front is None:
+            raise VmError("there is no replica to take over from", "this is a defect: please report it")
+        inject.point("takeover.persisted")
+        self._journal.event("takeover-begin", term=term, epoch=backup.replica.epoch)
+        await backup.take_over()
+        if life != self._life:
+            return
+        self._journal.event("takeover-done", term=term)
+        self.backup, self._taken_from = None, backup.replica.term
+        self._become_primary(qemu, ram)
+        replayed = backup.replay.take()
+        front.inbound.inject(replayed)
+        self._again = backup.unreleased()
+        self._journal.event("replayed", frames=len(replayed), to_send_again=len(self._again))
+        self._post(core.VmRunning())
+
+    async def _hand_over(self, primary: Primary, front: Front) -> None:
+        try:
+            await primary.hand_over()
+        except (*FAULTS, TimeoutError) as error:
+            if primary is self.primary:
+                log.error("%s: the handover failed: %s", self.name, error)
+                self._post(core.HandOverFailed(str(error) or "no answer in time"))
+            return
+        front.guard.close()  # what still comes in is forwarded
+        self._post(core.HandedOver())
+
+    def _become_primary(self, qemu: Qemu, ram: GuestRam) -> None:
+        assert self.front is not None
+        self.primary = Primary(self.name, self._vm, self._id, self.front, qemu, ram, self._peer, self._journal,
+                               self._config.timing.lease_max, self._post)
+
+    async def _announce(self) -> None:
+        begun = time.monotonic()
+        for moment in ANNOUNCEMENTS:
+            delay = begun + moment - time.monotonic()
+            if delay > 0:
+                await asyncio.sleep(delay)
+            if self.front is None or not self.front.guard.is_open:
+                return
+            self.front.announce()
+
+    async def _end(self) -> None:
+        primary, qemu, ram = self.primary, self.qemu, self._ram
+        self.primary = self.backup = self.qemu = self._ram = None
+        if primary is not None:
+            await primary.close()
+        if qemu is not None:
+            await qemu.kill()
+        if ram is not None:
+            ram.close()
+        if self.front is not None:
+            self.front.gate.drop()
