@@ -77,7 +77,11 @@ class Timing(Section, frozen=True, kw_only=True):
     """[timing]: heartbeats."""
 
     hello: Seconds = 0.02  # one is sent this often on each link
-    timeout: Seconds = 0.3  # silence on every link for this long means that the peer is down
+    timeout: Seconds = 0.3  # silence on every link for this long means that the peer is down; more under jitter
+    timeout_max: Seconds = 2.0  # but never more than this
+    lease: Seconds = 0.08  # for how long an answer of the peer lets the VM speak; more under jitter
+    lease_max: Seconds = 0.3  # but never more than this
+    backoff: Seconds = 30.0  # the longest that a backup that flaps waits for its next first copy; 0s: not at all
     reconnect: Seconds = 0.1  # between attempts to reach the peer
 
 
@@ -262,6 +266,14 @@ def _faults(config: Config) -> Iterator[Fault]:
         yield ("timing", "hello"), "must be from 1ms to 10s", "20ms is usual"
     if timing.timeout < 2 * timing.hello:
         yield ("timing", "timeout"), "is less than twice hello", "or one late heartbeat is taken for a death"
+    if not timing.timeout <= timing.timeout_max <= 30:
+        yield ("timing", "timeout_max"), "must be from timeout to 30s", "2s is usual"
+    if timing.lease < 3 * timing.hello:
+        yield ("timing", "lease"), "is less than three times hello", "or the VM is mute between two heartbeats"
+    if not timing.lease <= timing.lease_max <= timing.timeout:
+        yield ("timing", "lease_max"), "must be from lease to timeout", "a peer is not dead while it may speak"
+    if not 0 <= timing.backoff <= 3600:
+        yield ("timing", "backoff"), "must be from 0s to 1h", "30s is usual"
     if not 0.001 <= timing.reconnect <= 60:
         yield ("timing", "reconnect"), "must be from 1ms to 1min", "100ms is usual"
     for name, vm in config.vm.items():

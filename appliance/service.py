@@ -97,13 +97,13 @@ class Service:
         for vm in self.vms.values():
             vm.peer_up()
 
-    def peer_down(self, reason: str, doubtful: bool) -> None:
+    def peer_down(self, reason: str, doubtful: bool, speaks_until: float) -> None:
         for vm in self.vms.values():
-            vm.peer_down(reason, doubtful)
+            vm.peer_down(reason, doubtful, speaks_until)
 
-    def peer_heard(self, moment: float) -> None:
+    def peer_heard(self, until: float) -> None:
         for vm in self.vms.values():
-            vm.peer_heard(moment)
+            vm.peer_heard(until)
 
     async def message(self, message: Message) -> None:
         vm = self._by_id.get(message.vm)
