@@ -27,7 +27,7 @@ step = @printf '%-7s %s\n' '$(1)' '$(2)'; mkdir -p $(LOG); \
 	( $(3) ) >$(LOG)/$(1).log 2>&1 || { rc=$$?; tail -n 40 $(LOG)/$(1).log; echo "$(1): failed, all of it in $(LOG)/$(1).log" >&2; exit $$rc; }
 endif
 
-.PHONY: help setup bpf shim image check test-fast test demo bench lab-clean clean
+.PHONY: help setup bpf shim image check test-fast test demo campaign bench lab-clean clean
 
 help:
 	@echo 'make setup      Debian packages (as root, when one is missing) and the Python environment in $(VENV)'
@@ -35,6 +35,7 @@ help:
 	@echo 'make shim       the userfaultfd shim, into $(BUILD)/shim'
 	@echo 'make image      the guest that the demo and the tests boot, into $(BUILD)/image'
 	@echo 'make demo       two hosts on this machine, a VM, and what its clients see when a host dies'
+	@echo 'make campaign   N faults one after another, each judged, into $(BUILD)/campaign/report.json; SEED=, ROUND=, ARGS='
 	@echo 'make test       the checks and all tests      (as root; does all set-up itself)'
 	@echo 'make test-fast  the tests that boot no guest'
 	@echo 'make check      ruff, mypy --strict, import-linter'
@@ -99,6 +100,10 @@ test: check bpf shim image
 
 demo: setup bpf shim image
 	$(Q)$(PY) -m appliance.lab.demo --out $(BUILD)/demo
+
+campaign: setup bpf shim image
+	$(Q)$(PY) -m appliance.lab.campaign --count $(or $(N),300) $(if $(SEED),--seed $(SEED)) \
+	    $(if $(ROUND),--round $(ROUND)) --out $(BUILD)/campaign $(ARGS)
 
 bench: setup bpf shim image
 	$(Q)mkdir -p $(BUILD)/bench
