@@ -41,8 +41,11 @@ PROTECTED_S = 30.0  # for the pair to be protected again by itself, once all is 
 class Campaign:
     """A series of rounds, on one lab as long as they are survived."""
 
-    def __init__(self, options: Options, out: Path, kinds: Mapping[str, Kind], *, keep_failed: bool = False) -> None:
-        self.options, self.out, self.kinds = options, out, kinds
+    def __init__(
+        self, options: Options, out: Path, kinds: Mapping[str, Kind], *, repeat: str = "", keep_failed: bool = False
+    ) -> None:
+        """repeat: the command that plays rounds of the same seed, to be told with those that failed."""
+        self.options, self.out, self.kinds, self.repeat = options, out, kinds, repeat
         self.outcomes: list[Outcome] = []
         self.kept: str | None = None
         self._keep_failed = keep_failed
@@ -57,6 +60,8 @@ class Campaign:
                 outcome = self._round(one)
                 self.outcomes.append(outcome)
                 tell(report.line(outcome, plan[-1].number))
+                if not outcome.survived:
+                    tell(f"      evidence: {self._evidence(outcome)}; again: {self.repeat} ROUND={outcome.number}")
                 self._write(one.seed)
         finally:
             heed(signal.SIG_IGN)  # a late Ctrl-C must not leave half a lab behind
@@ -142,16 +147,19 @@ class Campaign:
                 found.append(f"the guard of {host} had to stop {stopped} frames")
         return found
 
+    def _evidence(self, outcome: Outcome) -> Path:
+        return self.out / "failures" / f"round-{outcome.number:04}"
+
     def _give_up(self, play: Play, outcome: Outcome) -> None:
         """Keep all evidence of a round that was not survived; the next one gets a new lab."""
         stage, self._stage = play.stage, None
-        where = self.out / "failures" / f"round-{outcome.number:04}"
+        where = self._evidence(outcome)
         where.mkdir(parents=True, exist_ok=True)
         for log in stage.lab.directory.glob("*/service.log"):
             shutil.copyfile(log, where / f"{log.parent.name}.log")
         write_json(where / "evidence.json", {
             "outcome": asdict(outcome),
-            "repeat": f"make campaign SEED={outcome.seed} ROUND={outcome.number}",
+            "repeat": f"{self.repeat} ROUND={outcome.number}",
             "turns": [asdict(turn) for turn in turns(play.frames)],
             "status": {host: stage.lab.host_status(host) for host in HOSTS},
             "log_tail": {host: stage.lab.log_tail(host, 60) for host in HOSTS},
@@ -206,7 +214,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         kinds = chosen(args.only)
         tell(f"seed {seed}")
-        campaign = Campaign(Options(name=args.name), args.out, kinds, keep_failed=args.keep_failed)
+        repeat = f"make campaign SEED={seed}" + (f" ARGS='--only {args.only}'" if args.only else "")
+        campaign = Campaign(Options(name=args.name), args.out, kinds, repeat=repeat, keep_failed=args.keep_failed)
         campaign.hold(plan(args, seed, kinds), tell)
     except KeyboardInterrupt:
         print("campaign: interrupted", file=sys.stderr)

@@ -151,7 +151,7 @@ class Speech:
         before = of.said.get(spoken.sequence, b"")
         common = min(len(before), len(spoken.payload))
         if before[:common] != spoken.payload[:common]:
-            self._found(frame, f"{spoken.payload[:40]!r} stands where {before[:40]!r} stood")
+            self._found(frame, f"{spoken.payload!r} stands where {before!r} stood")
         of.said.pop(spoken.sequence, None)
         of.said[spoken.sequence] = max(before, spoken.payload, key=len)
         if len(of.said) > _RECENT:
