@@ -186,13 +186,15 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def chosen(only: str | None) -> dict[str, Kind]:
-    """The kinds of fault to play. Raises UsageError."""
-    names = list(KINDS) if only is None else only.split(",")
+def chosen(only: str | None, options: Options) -> dict[str, Kind]:
+    """The kinds of fault to play on a lab of these options. Raises UsageError."""
+    witness = getattr(options, "arbiter", "none") == "witness"
+    possible = {name: kind for name, kind in KINDS.items() if witness or not kind.arbitrated}
+    names = list(possible) if only is None else only.split(",")
     for name in names:
-        if name not in KINDS:
-            raise UsageError(f"there is no fault {name!r}", f"known are {', '.join(KINDS)}")
-    return {name: KINDS[name] for name in names}
+        if name not in possible:
+            raise UsageError(f"there is no fault {name!r} in this lab", f"known are {', '.join(possible)}")
+    return {name: possible[name] for name in names}
 
 
 def plan(args: argparse.Namespace, seed: int, kinds: Mapping[str, Kind]) -> list[Round]:
@@ -212,10 +214,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         (args.out / old).unlink(missing_ok=True)  # nothing of an older run may pass for this one's
     tell = Teller()
     try:
-        kinds = chosen(args.only)
+        options = Options(name=args.name)
+        kinds = chosen(args.only, options)
         tell(f"seed {seed}")
         repeat = f"make campaign SEED={seed}" + (f" ARGS='--only {args.only}'" if args.only else "")
-        campaign = Campaign(Options(name=args.name), args.out, kinds, repeat=repeat, keep_failed=args.keep_failed)
+        campaign = Campaign(options, args.out, kinds, repeat=repeat, keep_failed=args.keep_failed)
         campaign.hold(plan(args, seed, kinds), tell)
     except KeyboardInterrupt:
         print("campaign: interrupted", file=sys.stderr)

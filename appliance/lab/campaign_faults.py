@@ -7,12 +7,15 @@ broke is healed, and raises HoldfastError when the pair does not do what it must
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from random import Random
 
+from appliance import control
 from appliance.core import Role
 from appliance.errors import HoldfastError
 from appliance.lab import blueprint, faults
@@ -28,6 +31,9 @@ from vmlink import inject
 AWAY_S = (0.1, 1.2)  # how long a fault lasts once the client goes on
 BLIND_S = (0.3, 1.5)  # how long one lasts that nobody has to survive unaided
 FRESH_S = 60.0  # for a VM that starts afresh to be protected
+SWITCHOVER_S = (0.0, 0.1)  # after the order; a crash takes as long again to be prepared
+ORDER_S = 10.0  # for the order to be answered
+WITNESS = "witness"
 PASSAGES = 20  # a fault at an injection point happens at one of so many passages
 
 
@@ -71,7 +77,7 @@ class Play:
 
     def _name(self, host: str) -> str:
         """With its role, which is known before anything happened."""
-        return host if self.story else f"{host} ({'primary' if host == self.primary else 'backup'})"
+        return host if self.story or host not in HOSTS else f"{host} ({'primary' if host == self.primary else 'backup'})"
 
     def wait(self, least: float, most: float) -> None:
         """Let some time pass, by chance."""
@@ -121,6 +127,33 @@ def _uplink_down(play: Play) -> None:
     play.heal(host)
 
 
+def _both_links(play: Play) -> None:
+    """A partition: the witness gives the next term to one of the two."""
+    host = play.somebody(0.5)
+    play.fault("both-links", host)
+    play.outlives(host)
+
+
+def _witness_down(play: Play) -> None:
+    play.fault("witness-down", WITNESS)
+    play.wait(*BLIND_S)
+    play.outlives(WITNESS)
+
+
+def _partition_without_witness(play: Play) -> None:
+    """Nobody can know who lives; whoever spoke may go on only as long as that can be nobody's but its own turn."""
+    host = play.somebody(0.5)
+    play.fault("witness-down", WITNESS)
+    play.fault("both-links", host)
+    play.wait(*BLIND_S)
+    back = [host, WITNESS]
+    play.chance.shuffle(back)
+    play.heal(back[0])
+    play.wait(*AWAY_S)
+    play.goes_on()  # either is enough
+    play.heal(back[1])
+
+
 def _power_loss_both(play: Play) -> None:
     """Memory is gone; the host with the right to the VM starts it afresh, once, under a new term."""
     stage = play.stage
@@ -162,6 +195,38 @@ def _crash_in_resync(play: Play) -> None:
     play.outlives(victim)
 
 
+def _crash_in_switchover(play: Play) -> None:
+    """The host that gives the VM away crashes somewhere in between, or the one that is to get it just before.
+
+    Once the VM is given away the other host is the only one that has it: see docs/reliability.md.
+    """
+    if play.chance.random() < 0.3:
+        victim = play.backup
+        play.fault("crash", victim)
+        order = _order_switchover(play)
+    else:
+        victim = play.primary
+        order = _order_switchover(play)
+        play.wait(*SWITCHOVER_S)
+        play.fault("crash", victim)
+    play.outlives(victim)
+    order.join()
+
+
+def _order_switchover(play: Play) -> threading.Thread:
+    """Order it, and do not wait."""
+
+    def order() -> None:
+        with contextlib.suppress(HoldfastError):  # the service that was asked may be the one that dies
+            path = blueprint.control_path(play.stage.lab.name, play.primary)
+            control.call(path, "switchover", vm=VM, timeout=ORDER_S)
+
+    play.tell("a switchover is ordered")
+    ordered = threading.Thread(target=order, name="switchover", daemon=True)
+    ordered.start()
+    return ordered
+
+
 def _backup_again(play: Play, host: str) -> None:
     until(f"{host} is a backup again", lambda: play.stage.vm(host).get("role") == "backup")
 
@@ -189,6 +254,15 @@ def _takeover_at(point: str, play: Play) -> None:
     both = [play.primary, play.backup]
     play.chance.shuffle(both)
     play.heal(*both)
+
+
+def _handover_at(point: str, play: Play) -> None:
+    """The host that gives the VM away dies at that step."""
+    play.arm(play.primary, f"{point}:kill")
+    order = _order_switchover(play)
+    play.stage.dead(play.primary)
+    play.outlives(play.primary)
+    order.join()
 
 
 def _sync_at(point: str, play: Play) -> None:
@@ -266,14 +340,15 @@ def _second_fault(play: Play) -> None:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of fault. `weight`: how often it comes up in a pass."""
+    """A kind of fault. `weight`: how often it comes up in a pass; `arbitrated`: it takes a lab with a witness."""
 
     play: Callable[[Play], None]
     weight: int = 2
+    arbitrated: bool = False
 
 
 _AT = {"checkpoint": _primary_at, "epoch": _primary_at, "link": _primary_at, "replica": _backup_at,
-       "takeover": _takeover_at}  # fmt: skip
+       "takeover": _takeover_at, "handover": _handover_at}  # fmt: skip
 
 
 def _points() -> dict[str, Kind]:
@@ -293,9 +368,13 @@ KINDS: dict[str, Kind] = {
     "service-kill": Kind(partial(_one, "service-kill")),
     "service-pause": Kind(partial(_one, "service-pause")),
     **{f"link-down:{number}": Kind(partial(_link_down, number)) for number in range(len(LINKS))},
+    "both-links": Kind(_both_links, arbitrated=True),
+    "witness-down": Kind(_witness_down, arbitrated=True),
+    "partition-without-witness": Kind(_partition_without_witness, arbitrated=True),
     "uplink-down": Kind(_uplink_down),
     "power-loss-both": Kind(_power_loss_both, 1),
     **_points(),
     "crash-in-resync": Kind(_crash_in_resync),
+    "crash-in-switchover": Kind(_crash_in_switchover),
     "second-fault": Kind(_second_fault, 3),
 }

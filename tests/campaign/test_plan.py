@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from appliance.errors import UsageError
 from appliance.lab import campaign
+from appliance.lab.blueprint import Options
 from appliance.lab.campaign_faults import KINDS
 from appliance.lab.campaign_plan import rounds
 from vmlink import inject
@@ -57,6 +58,7 @@ def test_one_round_alone_is_the_one_it_is_among_all() -> None:
 
 def test_an_unknown_kind_is_refused() -> None:
     with pytest.raises(UsageError, match="no fault 'meteor'"):
-        campaign.chosen("host-crash,meteor")
-    assert set(campaign.chosen("host-crash")) == {"host-crash"}
-    assert campaign.chosen(None) == KINDS
+        campaign.chosen("host-crash,meteor", Options())
+    assert set(campaign.chosen("host-crash", Options())) == {"host-crash"}
+    unarbitrated = {name for name, kind in KINDS.items() if not kind.arbitrated}
+    assert unarbitrated <= set(campaign.chosen(None, Options())) <= set(KINDS)
