@@ -77,7 +77,8 @@ class Play:
 
     def _name(self, host: str) -> str:
         """With its role, which is known before anything happened."""
-        return host if self.story or host not in HOSTS else f"{host} ({'primary' if host == self.primary else 'backup'})"
+        role = {self.primary: " (primary)", self.backup: " (backup)"}.get(host, "")
+        return host if self.story else f"{host}{role}"
 
     def wait(self, least: float, most: float) -> None:
         """Let some time pass, by chance."""
