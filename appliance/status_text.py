@@ -30,6 +30,8 @@ def _lines(status: dict[str, Any], colour: bool) -> Iterator[str]:
     for link in peer.get("links", []):
         detail = str(link.get("reason", "")) if link.get("rtt_us") is None else f"rtt {link['rtt_us']} us"
         yield _row(f"  {link.get('name')}", _paint(link.get("state"), colour), detail)
+    if rules := status.get("rules"):
+        yield from _rules_lines(rules, colour)
     for name, vm in sorted(status.get("vms", {}).items()):
         yield from _vm_lines(name, vm, colour)
 
@@ -56,6 +58,16 @@ def _vm_lines(name: str, vm: dict[str, Any], colour: bool) -> Iterator[str]:
     if pause.get("max"):
         figures = "  ".join(f"{key} {pause.get(key)}" for key in ("last", "p50", "p99", "max"))
         yield _row("  pause", figures + " ms", f"in flight {vm.get('in_flight')} epochs")
+
+
+def _rules_lines(rules: dict[str, Any], colour: bool) -> Iterator[str]:
+    drops = rules.get("drops", {})
+    counts = [(f"{vm} {why}", count) for vm, kinds in sorted(drops.get("vms", {}).items())
+              for why, count in kinds.items() if count]
+    counts += [("strangers", drops["strangers"])] if drops.get("strangers") else []
+    told = "dropped: " + "  ".join(f"{what} {count}" for what, count in counts) if counts else ""
+    word = "loaded" if rules.get("loaded") else "off" if rules.get("mode") == "off" else "not loaded"
+    yield _row("rules", _paint(word, colour and word == "not loaded"), str(rules.get("reason") or told))
 
 
 def _row(head: str, *cells: str) -> str:

@@ -42,6 +42,13 @@ def arp(operation: int, sender: str, *, hardware: str = GUEST_MAC, target: str =
     return ARP(op=operation, hwsrc=hardware, psrc=sender, pdst=target, **fields)
 
 
+def changed_arp(at: int, value: int) -> Packet:
+    """A reply that is right but for one byte; scapy would move the addresses with their lengths."""
+    whole = bytearray(bytes(arp(2, OWN4)))
+    whole[at] = value
+    return eth(type=0x0806) / Raw(bytes(whole))
+
+
 def advert(target: str, source: str) -> Packet:
     return IPv6(src=source, dst="ff02::1", hlim=255) / ICMPv6ND_NA(tgt=target, R=0, S=0, O=1) / \
         ICMPv6NDOptDstLLAddr(lladdr=GUEST_MAC)
@@ -102,13 +109,17 @@ def forbidden() -> Iterator[Forbidden]:
         eth() / fragment(IP(src=OTHER4, dst=CLIENT4) / ICMP() / (b"x" * 2000), 1400)[-1]
     yield "no ip4 address, to one host", "ip4", eth() / dhcp("0.0.0.0", CLIENT4)
     yield "a dhcp server's answer", "ip4", eth() / dhcp("0.0.0.0", sport=67, dport=68)
+    yield "no ip4 address, from another port", "ip4", eth("ff:ff:ff:ff:ff:ff") / dhcp(sport=5353)
+    yield "no ip4 address, to another port", "ip4", eth("ff:ff:ff:ff:ff:ff") / dhcp(dport=5353)
     yield "arp for another", "arp", eth("ff:ff:ff:ff:ff:ff") / arp(1, OTHER4)
     yield "arp reply for another", "arp", eth() / arp(2, OTHER4)
     yield "arp reply for another, with a VLAN tag", "arp", eth() / Dot1Q(vlan=5) / arp(2, OTHER4)
     yield "arp reply with another's MAC", "arp", eth() / arp(2, OWN4, hardware=OTHER_MAC)
     yield "arp reply without an address", "arp", eth() / arp(2, "0.0.0.0")
-    yield "arp with an address of another length", "arp", eth() / arp(2, OWN4, plen=5)
-    yield "arp of another hardware", "arp", eth() / arp(2, OWN4, hwtype=6)
+    yield "arp of another hardware", "arp", changed_arp(1, 6)
+    yield "arp for another protocol", "arp", changed_arp(2, 0x86)
+    yield "arp with a MAC of another length", "arp", changed_arp(4, 8)
+    yield "arp with an address of another length", "arp", changed_arp(5, 16)
     yield "arp cut off", "arp", eth(type=0x0806) / Raw(bytes(ARP())[:12])
     yield "rarp with an address", "arp", eth(type=0x8035) / arp(3, OTHER4)
     yield "rarp reply", "arp", eth(type=0x8035) / arp(4, "0.0.0.0")
@@ -117,6 +128,7 @@ def forbidden() -> Iterator[Forbidden]:
     yield "no ip6 address", "ip6", eth() / IPv6(src="::", dst=CLIENT6) / UDP() / Raw(b"x" * 30)
     yield "no ip6 address, to a wider group", "ip6", eth() / IPv6(src="::", dst="ff05::2", hlim=255) / ICMPv6ND_RS()
     yield "echo without an ip6 address", "ip6", eth() / IPv6(src="::", dst="ff02::1") / ICMPv6EchoRequest()
+    yield "udp without an ip6 address", "ip6", eth() / IPv6(src="::", dst="ff02::1") / UDP(sport=0x8700) / bytes(30)
     yield "advertisement for another", "ip6", eth() / advert(OTHER6, OWN6)
     yield "advertisement for another, from link-local", "ip6", eth() / advert(OTHER6, OWN_LL)
     yield "advertisement for another, with a VLAN tag", "ip6", eth() / Dot1Q(vlan=5) / advert(OTHER6, OWN6)
@@ -125,6 +137,8 @@ def forbidden() -> Iterator[Forbidden]:
         IPv6ExtHdrDestOpt() / ICMPv6ND_NA(tgt=OTHER6)
     yield "first piece of an advertisement", "ip6", eth() / IPv6(src=OWN6, dst="ff02::1", hlim=255) / \
         IPv6ExtHdrFragment(m=1, nh=58) / Raw(b"\x88\0\0\0\0\0\0\0")
+    yield "first piece of what may be an advertisement", "ip6", eth() / IPv6(src=OWN6, dst="ff02::1", hlim=255) / \
+        IPv6ExtHdrFragment(m=1, nh=60) / Raw(b"\x3a\x00\x01\x04\0\0\0\0")
     yield "solicitation from another", "ip6", eth() / solicit(CLIENT6, OTHER6)
     yield "ip4 behind two VLAN tags", "protocol", eth() / Dot1AD(vlan=7) / Dot1Q(vlan=5) / IP(src=OTHER4, dst=CLIENT4)
     yield "ip4 behind LLC", "protocol", \

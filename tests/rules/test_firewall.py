@@ -15,6 +15,7 @@ import pytest
 
 from appliance import config as cfg
 from appliance import firewall as module
+from appliance import status_text
 from appliance.errors import Unavailable
 from appliance.firewall import Firewall
 from appliance.front import Front, FrontSpec
@@ -285,3 +286,16 @@ def test_a_real_stack_behind_the_rules(stage: Stage) -> None:
         await firewall.close()
 
     asyncio.run(whole())
+
+
+@pytest.mark.parametrize(("rules", "line"), [
+    ({"loaded": True, "reason": "", "drops": {"strangers": 0, "vms": {"web1": {"mac": 0, "ip4": 0}}}}, "loaded"),
+    ({"loaded": True, "reason": "", "drops": {"strangers": 2, "vms": {"web1": {"mac": 3, "ip4": 0}}}},
+     "loaded          dropped: web1 mac 3  strangers 2"),
+    ({"mode": "auto", "loaded": False, "reason": "no packet filter", "drops": {}}, "not loaded      no packet filter"),
+    ({"mode": "off", "loaded": False, "reason": "off by the configuration", "drops": {}},
+     "off             off by the configuration"),
+])
+def test_what_people_read_of_the_rules(rules: dict[str, object], line: str) -> None:
+    said = status_text.render({"host": "alpha", "rules": rules})
+    assert f"rules           {line}" in said.splitlines()
