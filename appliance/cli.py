@@ -103,6 +103,9 @@ def _parser(words: list[str]) -> Parser:
     check.add_argument("directory", type=Path, nargs="?", default=Path(DEFAULT_CONFIG), metavar="DIR", help=DIR_HELP)
     check.set_defaults(run=_check_config)
 
+    from appliance import operate
+
+    operate.add_commands(commands)
     lab = commands.add_parser("lab", help="two hosts, a switch and a client on this machine")
     if words[:1] == ["lab"]:
         from appliance.lab.commands import add_commands

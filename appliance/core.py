@@ -13,7 +13,7 @@ RETRY = 2.0
 """Seconds between two tries after a failure or a refused grant."""
 HEAD_START = 0.015
 """Seconds by which a backup asks the arbiter later than the primary may: of two that live, the primary goes on."""
-FORWARDING = 0.05
+FORWARDING = 0.4
 """Seconds for which a host that handed the VM over still forwards what reaches it, once the other speaks."""
 FLAPPING = 60.0
 """Seconds within which a backup that is lost again counts as flapping."""
@@ -46,6 +46,7 @@ class Phase(StrEnum):
     FENCING = "fencing"
     HANDOVER = "handover"
     HANDED = "handed"
+    YIELDED = "yielded"
     FENCED = "fenced"
     FAILED = "failed"
 
@@ -53,8 +54,11 @@ class Phase(StrEnum):
 SPEAKING = frozenset({Phase.SOLO, Phase.SYNCING, Phase.PROTECTED})
 CLAIMING = SPEAKING | {Phase.TAKING_OVER, Phase.FENCING, Phase.HANDOVER}
 RUNNING = CLAIMING | {Phase.STARTING}
-SILENT = frozenset({Phase.WAITING, Phase.STARTING, Phase.FAILED, Phase.HANDED, Phase.FENCED})
+SILENT = frozenset({Phase.WAITING, Phase.STARTING, Phase.FAILED, Phase.YIELDED, Phase.FENCED})
 """Phases in which a host says by its own word that it does not speak and will not without the other."""
+PROTECTING = (Phase.SYNCING, Phase.PROTECTED, Phase.HANDOVER)
+LOST = (Phase.WAITING, Phase.JOINING, Phase.FAILED, Phase.FENCED)
+"""Phases of a host that has no replica, nor the VM."""
 REPLICA = frozenset({Phase.JOINING, Phase.RECEIVING, Phase.STANDBY})
 
 
@@ -106,8 +110,10 @@ class State:
     paused: bool = False
     """The operator does not want the VM protected now."""
     conditions: Conditions = Conditions()
+    needs_word: bool = False
+    """Taken over from a peer that handed the VM over: it may speak when the peer yields, or by a grant."""
     in_doubt: bool = False
-    """The session ended after the VM was handed over: whether the peer went on is not known."""
+    """The session ended after the VM was yielded: whether the peer went on is not known."""
     losses: tuple[float, ...] = ()
     """When the backup was lost lately, monotonic seconds."""
     backoff: float = 30.0

@@ -14,8 +14,8 @@ How a VM on one host moves through its phases (primary left, backup right):
                                               v                   v
                                             ASKING --> SOLO     ASKING --granted--> TAKING_OVER --> FENCING --> SOLO
 
-FENCING lasts until the lease of a peer that fell silent has run out, by this host's own clock. `moves.py` has what
-is done on order: handover, pause, fence.
+FENCING lasts until the lease of a peer that fell silent has run out, by this host's own clock, or until a peer that
+handed the VM over yields. `moves.py` has what is done on order: handover, pause, fence.
 
 What must never break, and where it is kept:
 
@@ -35,6 +35,8 @@ from __future__ import annotations
 from appliance.core import (
     CLAIMING,
     HEAD_START,
+    LOST,
+    PROTECTING,
     REPLICA,
     RETRY,
     RUNNING,
@@ -82,21 +84,21 @@ from appliance.core import (
     VmRunning,
 )
 from appliance.moves import (
+    asks,
     fence,
     give_up,
     hand_over_failed,
     handed_hears,
+    handed_loses_sight,
     judged,
     lift,
+    next_term,
     peer_is_off,
     switch_over,
 )
 from appliance.resync import backup_lost, count_loss, solo_hears
 from appliance.turn import Turn
 
-PROTECTING = (Phase.SYNCING, Phase.PROTECTED, Phase.HANDOVER)
-LOST = (Phase.WAITING, Phase.JOINING, Phase.FAILED, Phase.FENCED)
-"""Phases of a peer that has no replica."""
 
 
 def step(state: State, event: Event, now: float) -> tuple[State, list[Effect]]:
@@ -135,9 +137,9 @@ def step(state: State, event: Event, now: float) -> tuple[State, list[Effect]]:
             judged(turn, state.conditions)
         case SyncFailed(cause) if state.phase in PROTECTING:
             _sync_failed(turn, cause)
-        case Granted(term) if state.phase is Phase.ASKING and term > state.term and state.wanted is None:
+        case Granted(term) if asks(state) and term > state.term:
             turn.persist(term, Role.PRIMARY)
-        case Refused(reason) if state.phase is Phase.ASKING:
+        case Refused(reason) if asks(state):
             turn.set(reason=reason)
             turn.again(now + RETRY)
         case Revoked(reason) if state.phase in (Phase.SOLO, Phase.SYNCING) and not state.peer_up:
@@ -238,8 +240,10 @@ def _peer_says(turn: Turn, peer: Peer) -> None:
         case Phase.PROTECTED | Phase.HANDOVER if peer.phase in (*LOST, Phase.RECEIVING):
             backup_lost(turn, f"the backup lost its replica ({peer.phase})")
             solo_hears(turn, peer)
-        case Phase.HANDED:
+        case Phase.HANDED | Phase.YIELDED:
             handed_hears(turn, peer)
+        case Phase.FENCING if state.needs_word and peer.phase in SILENT and state.wanted is None:
+            _speak_alone(turn)
         case Phase.ASKING if state.asking_from in SPEAKING:
             _asking_primary_hears(turn, peer)
         case Phase.ASKING | Phase.STANDBY:
@@ -260,8 +264,9 @@ def _whole_replica_hears(turn: Turn, peer: Peer) -> None:
         _drop_replica(turn, "the primary is back and replication starts anew")
     elif state.phase is Phase.ASKING and peer.phase in SPEAKING:
         turn.to(Phase.STANDBY, "the peer is back")
-    elif peer.phase in SILENT:  # its own word: no grant is needed
+    elif peer.phase in SILENT or peer.phase is Phase.HANDED:  # its own word: no grant is needed
         turn.to(Phase.ASKING, f"the peer is {peer.phase}", asking_from=Phase.STANDBY)
+        turn.set(needs_word=peer.phase is Phase.HANDED)
         turn.persist(state.term + 1, Role.PRIMARY)
 
 
@@ -302,8 +307,10 @@ def _peer_silent(turn: Turn, reason: str) -> None:
             turn.to(Phase.WAITING, f"the peer went before the replica was whole: {reason}", StopVm(reason))
         case Phase.WAITING:
             turn.set(reason="the peer is not reachable; who was active last is not known")
-        case Phase.HANDED:
-            turn.set(in_doubt=True, reason="handed over to a peer that is not reachable now: it may have the VM")
+        case Phase.HANDED | Phase.YIELDED:
+            handed_loses_sight(turn, reason)
+        case Phase.FENCING if state.needs_word and state.wanted is None:
+            turn.effects.append(Ask(next_term(turn)))
 
 
 def _persisted(turn: Turn, term: int, role: Role) -> None:
@@ -330,16 +337,24 @@ def _persisted(turn: Turn, term: int, role: Role) -> None:
             turn.to(Phase.SOLO, f"alone: {state.reason}", Speak(term))
         case Phase.SOLO:
             turn.to(Phase.SOLO, f"term raised to {term}", Speak(term))
-        case Phase.HANDED:
+        case Phase.FENCING:
+            turn.set(needs_word=False)
+            _vm_running(turn)
+        case Phase.HANDED | Phase.YIELDED:
             turn.to(Phase.SOLO, "the VM is back: the peer could not take it over", Speak(term))
 
 
 def _vm_running(turn: Turn) -> None:
     state = turn.state
-    if state.phase is Phase.TAKING_OVER and turn.now < state.peer_speaks_until:
+    taking = state.phase in (Phase.TAKING_OVER, Phase.FENCING)
+    if taking and state.needs_word and not (state.peer is not None and state.peer.phase in SILENT):
+        turn.to(Phase.FENCING, "silent until the peer yields")
+        if not state.peer_up:
+            turn.effects.append(Ask(next_term(turn)))
+    elif taking and turn.now < state.peer_speaks_until:
         turn.to(Phase.FENCING, "silent until the peer's lease has run out")
         turn.again(state.peer_speaks_until)
-    elif state.phase in (Phase.STARTING, Phase.TAKING_OVER):
+    elif taking or state.phase is Phase.STARTING:
         _speak_alone(turn)
 
 
@@ -356,7 +371,7 @@ def _vm_lost(turn: Turn, cause: str) -> None:
         turn.to(Phase.JOINING, f"the replica's QEMU died: {cause}", StopVm(cause), StartReplica())
         return
     # A backup that hears WAITING from the primary of its term takes over at once.
-    handed_over = state.phase in (Phase.PROTECTED, Phase.HANDOVER, Phase.HANDED)
+    handed_over = state.phase in (Phase.PROTECTED, Phase.HANDOVER, Phase.HANDED, Phase.YIELDED)
     turn.to(Phase.WAITING if handed_over else Phase.FAILED, cause, Hold(), StopSync(cause), StopVm(cause))
     if not handed_over:
         turn.again(turn.now + RETRY)
@@ -375,14 +390,14 @@ def _tick(turn: Turn) -> None:
     if state.phase is Phase.FAILED:
         turn.to(Phase.WAITING, f"trying again after: {state.reason}")
         _decide(turn)
-    elif state.phase is Phase.FENCING:
+    elif state.phase is Phase.FENCING and not state.needs_word:
         _speak_alone(turn)
-    elif state.phase is Phase.HANDED:
+    elif state.phase in (Phase.HANDED, Phase.YIELDED) and state.peer is not None and state.peer.phase in SPEAKING:
         give_up(turn, "the peer has the VM")
         _decide(turn)
     elif state.phase is Phase.PROTECTED:
         judged(turn, state.conditions)
-    elif state.phase is Phase.ASKING and not state.peer_up:
-        turn.effects.append(Ask(state.term + 1))
+    elif asks(state) and not state.peer_up:
+        turn.effects.append(Ask(next_term(turn)))
     elif state.peer is not None:
         _peer_says(turn, state.peer)

@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What is decided on somebody's order, or because a host is not whole: handover, pause, fence. Pure.
 
-A handover, on the host that has the VM:
+A handover, on the host that has the VM, and on the one that gets it:
 
-    PROTECTED --SwitchOver--> HANDOVER --HandedOver--> HANDED --the peer speaks--> WAITING
-        ^--------failed----------'                       '--the peer could not--> SOLO
+    PROTECTED --SwitchOver--> HANDOVER --HandedOver--> HANDED --FENCING--> YIELDED --SOLO--> WAITING
+    STANDBY --------------------------------HANDED--> TAKING_OVER --> FENCING --YIELDED--> SOLO
+
+HANDED is the word that the other may load the VM, YIELDED the word that it may speak. Until then either can be the
+one that goes on: when they lose sight of each other in between, both ask the arbiter for the same term.
 
 What must never break, and where it is kept:
 
-* One speaker: HANDED is entered with the guard shut, and left for SOLO only when the peer says, in the session in
-  which it got the word or under a term not above ours, that it does not run the VM. Silence is no reason.
+* One speaker: HANDED is entered with the guard shut, and left for SOLO only by a grant, or when the peer says that
+  it does not have the VM. YIELDED is left for SOLO only when the peer says so within the session that began the
+  handover, or under a term not above ours.
 * Nothing acknowledged is lost: HANDED is entered when the peer has the VM's last epoch and everything that the VM
-  sent is out.
+  sent is out. Who takes the VM over from HANDED says nothing before the other can speak no more.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from appliance.core import (
     FORWARDING,
     RETRY,
     SPEAKING,
+    Ask,
     Conditions,
     HandOver,
     Hold,
@@ -28,10 +33,14 @@ from appliance.core import (
     Peer,
     Phase,
     Role,
+    State,
     StopSync,
     StopVm,
 )
 from appliance.turn import Turn
+
+WITHOUT_WORD = (Phase.ASKING, Phase.FENCING, Phase.HANDED, Phase.YIELDED, Phase.WAITING)
+"""Phases in which a host may be stuck for want of the peer's word or a grant."""
 
 
 def switch_over(turn: Turn, reason: str) -> None:
@@ -53,17 +62,39 @@ def hand_over_failed(turn: Turn, cause: str) -> None:
 
 
 def handed_hears(turn: Turn, peer: Peer) -> None:
-    """The peer goes on, or says that it cannot."""
+    """HANDED or YIELDED: the peer goes on, or says that it cannot."""
     state = turn.state
-    if peer.phase in CLAIMING:
-        if peer.phase in SPEAKING and state.retry_at is None:
+    if state.wanted is not None or peer.phase in (Phase.STANDBY, Phase.ASKING):
+        pass  # a term is on its way to disk, here or there
+    elif peer.phase in CLAIMING:
+        if peer.phase is Phase.FENCING and state.phase is Phase.HANDED:
+            turn.to(Phase.YIELDED, "the VM is the peer's; what still arrives here is forwarded")
+        elif peer.phase in SPEAKING and turn.state.retry_at is None:
             turn.again(turn.now + FORWARDING)
-    elif peer.phase in (Phase.STANDBY, Phase.ASKING) or state.wanted is not None:
-        pass  # it has not read the word yet, or is writing its term
     elif state.in_doubt and peer.term > state.term:
         give_up(turn, f"the peer had taken the VM over under term {peer.term}")
     else:
         turn.claim(peer)
+
+
+def handed_loses_sight(turn: Turn, reason: str) -> None:
+    """HANDED or YIELDED, and the peer is silent."""
+    if turn.state.phase is Phase.YIELDED:
+        turn.set(in_doubt=True, reason=f"yielded to a peer that is not reachable now: {reason}")
+    elif turn.state.wanted is None:
+        turn.set(reason=reason)
+        turn.effects.append(Ask(next_term(turn)))
+
+
+def asks(state: State) -> bool:
+    """Does this host want the arbiter's grant? Once it sees its peer, words decide."""
+    return state.wanted is None and (state.phase is Phase.ASKING or not state.peer_up and (
+        state.phase is Phase.HANDED or state.phase is Phase.FENCING and state.needs_word))
+
+
+def next_term(turn: Turn) -> int:
+    """What to ask the arbiter for. The peer that was handed the VM takes the next term by this host's word."""
+    return turn.state.term + (2 if turn.state.phase is Phase.HANDED else 1)
 
 
 def give_up(turn: Turn, reason: str) -> None:
@@ -89,6 +120,6 @@ def peer_is_off(turn: Turn) -> None:
     """The operator's word stands for the peer's, or for a grant. The term rises by two: the peer may have taken
     the next one before it went."""
     state = turn.state
-    if not state.peer_up and state.wanted is None and state.phase in (Phase.ASKING, Phase.HANDED, Phase.WAITING):
+    if not state.peer_up and state.wanted is None and state.phase in WITHOUT_WORD:
         turn.effects.append(Inform(state.term + 2))
         turn.persist(state.term + 2, Role.PRIMARY)

@@ -114,6 +114,13 @@ class Protection:
                 await self._changed.wait()
         return self.state.phase
 
+    async def settled(self, timeout: float) -> None:
+        """Wait until no term is on its way to disk. Raises TimeoutError after `timeout` seconds."""
+        async with asyncio.timeout(timeout):
+            while self.state.writing:
+                self._changed.clear()
+                await self._changed.wait()
+
     def _perform(self, effect: core.Effect) -> None:
         machine, primary = self.machine, self.machine.primary
         match effect:

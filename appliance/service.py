@@ -12,20 +12,28 @@ import signal
 import sys
 from typing import Any
 
+import msgspec
+
 from appliance import config as cfg
 from appliance import core
 from appliance.arbiter import NoArbiter
 from appliance.control import ControlServer
 from appliance.exits import Exit
 from appliance.firewall import Firewall
+from appliance.orders import Orders
+from appliance.outlook import Outlook
 from appliance.peer import Peer
+from appliance.placement import Condition
 from appliance.protection import Protection
-from appliance.watched import is_defect
+from appliance.verbs import Verbs
+from appliance.watched import is_defect, watched
 from vmlink import priority
-from vmlink.wire import Message, WireError, vm_id
+from vmlink.wire import Message, Type, WireError, vm_id
 
 log = logging.getLogger("holdfast")
 
+GIVE_AWAY = 3.0
+"""Seconds within which each VM must have gone to the peer when this service stops."""
 FAREWELL = 0.5
 """Seconds the peer gets to hear that this service is leaving."""
 
@@ -41,7 +49,11 @@ class Service:
         self.vms = {name: Protection(name, vm, config, self.peer, arbiter) for name, vm in config.vm.items()}
         self._firewall = Firewall(config, self._open_fronts)
         self._by_id = {vm_id(name): vm for name, vm in self.vms.items()}
-        self._control = ControlServer(config.control_path, {"status": self._status, "epochs": self._epochs})
+        self._outlook = Outlook(self.peer, self.vms, Condition, lambda _: "")
+        verbs = Verbs(config.host.name, config.peer.name, self.vms, self._outlook.drained)
+        self._orders = verbs.orders = Orders(self.peer, verbs.table())
+        own = {"status": self._status, "epochs": self._epochs}
+        self._control = ControlServer(config.control_path, {**own, **verbs.table()})
 
     async def run(self, ready_fd: int | None = None) -> int:
         """Run until SIGTERM or SIGINT, or until a defect shows; returns an exit code.
@@ -69,6 +81,7 @@ class Service:
                 await vm.start()
             await self._control.start()
             self.peer.start()
+            outlook = watched(self._outlook.run(), "outlook")
             gc.freeze()  # what lives as long as the service need not be looked at by each collection
             log.info("host %s is ready, its peer is %s", self._config.host.name, self._config.peer.name)
             if ready_fd is not None:
@@ -77,27 +90,42 @@ class Service:
                 os.close(ready_fd)
             await stop.wait()
             log.info("stopping")
+            outlook.cancel()
+            await self._give_away()
             for vm in self.vms.values():
                 vm.post(core.Leaving())
             await self.peer.flush(FAREWELL)
         finally:
             for vm in self.vms.values():
                 await vm.close()
+            await self._orders.close()
             await self.peer.close()
             await self._control.close()
             await self._firewall.close()
         return Exit.FAILED if defects else Exit.OK
 
     def _open_fronts(self) -> list[str]:
-        return [name for name, vm in self.vms.items() if (vm.status()["guard"] or {}).get("open")]
+        fronts = {name: vm.machine.front for name, vm in self.vms.items()}
+        return [name for name, front in fronts.items() if front is not None and front.is_open]
+
+    async def _give_away(self) -> None:
+        """Protected VMs go to the peer in good order; what cannot go is taken over, or ends."""
+        for vm in self.vms.values():
+            vm.post(core.SwitchOver("the service is stopping"))
+        for vm in self.vms.values():
+            with contextlib.suppress(TimeoutError):
+                await vm.until(frozenset(core.Phase) - {core.Phase.HANDOVER, core.Phase.HANDED}, GIVE_AWAY)
 
     # --- what the peer reports ---
 
     def peer_up(self) -> None:
+        self._outlook.changed()
         for vm in self.vms.values():
             vm.peer_up()
 
     def peer_down(self, reason: str, doubtful: bool, speaks_until: float) -> None:
+        self._orders.peer_down()
+        self._outlook.peer_down()
         for vm in self.vms.values():
             vm.peer_down(reason, doubtful, speaks_until)
 
@@ -106,6 +134,12 @@ class Service:
             vm.peer_heard(until)
 
     async def message(self, message: Message) -> None:
+        if message.type in (Type.ORDER, Type.ANSWER):
+            self._orders.message(message)
+            return
+        if message.type is Type.CONDITION:
+            self._outlook.message(message)
+            return
         vm = self._by_id.get(message.vm)
         if vm is None:
             raise WireError("a message about a VM that is not in this host's configuration: "
@@ -117,6 +151,7 @@ class Service:
     async def _status(self, arguments: dict[str, Any]) -> dict[str, Any]:
         return {"schema": "holdfast.status/1", "host": self._config.host.name, "pid": os.getpid(),
                 "peer": self.peer.status(), "arbiter": self._config.arbiter.kind,
+                "condition": msgspec.to_builtins(self._outlook.here),
                 "rules": await self._firewall.status(),
                 "vms": {name: vm.status() for name, vm in self.vms.items()}}
 

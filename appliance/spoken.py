@@ -10,15 +10,15 @@ import msgspec
 from vmlink.wire import Buffer, WireError
 
 LIMIT = 4096
-"""Bytes; nothing that is told in words is longer."""
+"""Bytes; what is told in words is rarely longer."""
 Term = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 T = TypeVar("T", bound=msgspec.Struct)
 
 
-def understood(payload: Buffer, kind: type[T], what: str) -> T:
+def understood(payload: Buffer, kind: type[T], what: str, limit: int = LIMIT) -> T:
     """The `kind` that a payload holds. Raises WireError, which calls it `what`, when it holds none."""
-    if len(payload) > LIMIT:
-        raise WireError(f"{what} of {len(payload)} bytes; at most {LIMIT} are legal")
+    if len(payload) > limit:
+        raise WireError(f"{what} of {len(payload)} bytes; at most {limit} are legal")
     try:
         return msgspec.json.decode(payload, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

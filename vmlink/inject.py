@@ -22,7 +22,8 @@ POINTS = (
     "epoch.sent",  # all of it is
     "link.sending",  # a long message is on the link (most of an epoch), what follows it is not
     "epoch.acked",  # the acknowledgement arrived, nothing released
-    "epoch.released",  # output is out
+    "epoch.released",
+    "handover.released",  # output is out
     "sync.round",  # within the first copy
     "replica.received",  # backup: the whole epoch is here, not acknowledged
     "replica.acked",  # backup: acknowledged, not applied

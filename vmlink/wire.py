@@ -61,6 +61,9 @@ class Type(IntEnum):
     ACK = 15  # the backup has the whole epoch
     INBOUND = 16  # frames that the VM received (replay log)
     OUTBOUND = 17  # small frames that the VM sent in the epoch
+    ORDER = 20  # what the other host's operator wants done here
+    ANSWER = 21  # what came of it
+    CONDITION = 22  # how whole a host is, and what it has
 
 
 @dataclass(frozen=True)

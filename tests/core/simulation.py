@@ -162,7 +162,6 @@ class Pair:
             case core.TakeOver():
                 assert host.whole, f"{host.name} takes over from a replica that is not whole"
                 host.running, host.replica, host.whole = not fails, False, False
-                host.outdated = host.outdated and not fails
                 self.feed(host, core.VmLost("failed") if fails else core.VmRunning())
 
     def hand_over(self, host: Host, *, fails: bool) -> None:
@@ -170,7 +169,7 @@ class Pair:
         if fails or not (self.linked and self.other(host).whole and host.holding):
             self.feed(host, core.HandOverFailed("failed"))
         elif host.state is not None and host.state.phase is Phase.HANDOVER:
-            host.holding = False  # the guard is shut
+            host.holding = host.syncing = False  # the guard is shut, no epoch follows
             self.feed(host, core.HandedOver())
 
     def deliver(self, host: Host) -> None:

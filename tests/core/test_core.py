@@ -232,6 +232,6 @@ class Faults(RuleBasedStateMachine):
         assert set(phases(self.pair).values()) == {Phase.PROTECTED, Phase.STANDBY}, phases(self.pair)
 
 
-Faults.TestCase.settings = settings(max_examples=3000, stateful_step_count=60, deadline=None,
+Faults.TestCase.settings = settings(max_examples=500, stateful_step_count=60, deadline=None,
                                     suppress_health_check=list(HealthCheck))
 TestFaults = Faults.TestCase
