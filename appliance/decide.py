@@ -100,7 +100,6 @@ from appliance.resync import backup_lost, count_loss, solo_hears
 from appliance.turn import Turn
 
 
-
 def step(state: State, event: Event, now: float) -> tuple[State, list[Effect]]:
     """What follows from `event` at `now` (monotonic seconds)."""
     turn = Turn(state, now)

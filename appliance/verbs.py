@@ -40,7 +40,8 @@ class Verbs:
     def _host_of(self, args: dict[str, Any]) -> str:
         name = args.get("host")
         if name not in (self._host, self._peer):
-            raise UsageError(f"there is no host {str(name)[:64]!r}", f"the pair is {' and '.join(sorted((self._host, self._peer)))}")
+            pair = " and ".join(sorted((self._host, self._peer)))
+            raise UsageError(f"there is no host {str(name)[:64]!r}", f"the pair is {pair}")
         return str(name)
 
     # --- moving ---
