@@ -10,7 +10,7 @@ from appliance.announce import announcements
 from rules.latch import Latch
 from rules.policy import Policy
 from rules.tables import Tables
-from tests.net.stage import GUEST_MAC, tap_write
+from tests.net.stage import GUEST_MAC, run, tap_write
 from tests.rules.conftest import DEVICE, LINK, Scene, nft, station
 from tests.rules.frames import OTHER4, OTHER6, OWN4, OWN6, OWN_LL, advert, allowed, cut_off, eth, forbidden
 
@@ -107,3 +107,18 @@ def test_the_latch_moves_one_front(scene: Scene) -> None:
     scene.tables.remove()
     latch.set(True)  # without rules there is nothing to move
     latch.close()
+
+
+def test_a_front_that_is_moved_to_another_bridge_is_judged_there_too(scene: Scene) -> None:
+    run("ip", "link", "add", "br9", "type", "bridge")
+    run("ip", "link", "set", "br9", "up")
+    try:
+        for device in (DEVICE, "up0"):
+            run("ip", "link", "set", device, "master", "br9")
+        assert _loaded(scene).passes(wire(dict(allowed())["arp reply"]))
+        assert not _loaded(scene).passes(wire(next(frame for _, why, frame in forbidden() if why == "arp")))
+        assert scene.dropped("arp") == 1
+    finally:
+        for device in (DEVICE, "up0"):
+            run("ip", "link", "set", device, "master", "br0")
+        run("ip", "link", "del", "br9")
