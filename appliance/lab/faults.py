@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Faults of a lab's hosts, each as abrupt as in reality and with the moment at which it took effect.
 
-    crash          power loss: all cables dead first, so that no farewell leaves, then every process killed
+    crash          power loss: every process stands still, all cables dead, every process killed: nobody hears a
+                   farewell, and nobody lives to see its cables die
     qemu-kill      SIGKILL to QEMU
     service-kill   SIGKILL to the service (its QEMU dies with it)
     service-pause  SIGSTOP to the service; `heal` continues it
@@ -156,6 +157,7 @@ def _signal(host: str, kind: str, targets: Sequence[Process], number: signal.Sig
 def _crash(lab: str, host: str) -> Fault:
     with processes.handles(list(processes.ours(lab, host))) as found, Cables(lab, host) as cables:
         fault = _now("crash", host)
+        processes.send_all(found, signal.SIGSTOP)
         cables.cut()
         processes.send_all(found, signal.SIGKILL)
         processes.await_end(found)
@@ -169,6 +171,7 @@ def power_loss(lab: str) -> Fault:
         found = prepared.enter_context(processes.handles(everything))
         cables = [prepared.enter_context(Cables(lab, host)) for host in topology.HOSTS]
         fault = _now("power-loss", " and ".join(topology.HOSTS))
+        processes.send_all(found, signal.SIGSTOP)
         for of_host in cables:
             of_host.cut()
         processes.send_all(found, signal.SIGKILL)
