@@ -7,7 +7,6 @@ One epoch arrives in `message`: pieces wait aside, COMMIT makes it whole, it is 
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Callable
 
 from appliance import config as cfg
@@ -16,6 +15,7 @@ from appliance.journal import Journal
 from appliance.outbound import EPOCH_BYTES
 from appliance.peer import Peer
 from appliance.primary import SyncOffer, offer_of
+from appliance.replay import ReplayLog
 from appliance.spoken import understood
 from vmlink import inject
 from vmlink.qemu import Qemu
@@ -26,42 +26,6 @@ from vmlink.wire import Buffer, Commit, Message, Type, WireError, decode_frames,
 MAX_EPOCHS = 128
 """Epochs whose output may wait to be known as released; more than may ever be in flight."""
 log = logging.getLogger("holdfast.backup")
-
-
-class ReplayLog:
-    """Frames that the VM received since the last committed epoch, numbered; at most `limit` bytes.
-
-    At the limit the oldest are dropped and counted: what is missing costs a client a retransmission, no more.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._frames: deque[tuple[int, bytes]] = deque()
-        self.bytes = 0
-        self.dropped = 0
-
-    def add(self, frames: list[tuple[int, bytes]]) -> None:
-        for frame in frames:
-            self._frames.append(frame)
-            self.bytes += len(frame[1])
-        while self.bytes > self._limit:
-            self.bytes -= len(self._frames.popleft()[1])
-            self.dropped += 1
-
-    def trim(self, consumed: int) -> None:
-        """Frames up to number `consumed` are part of a committed epoch."""
-        while self._frames and self._frames[0][0] <= consumed:
-            self.bytes -= len(self._frames.popleft()[1])
-
-    def clear(self) -> None:
-        self._frames.clear()
-        self.bytes = 0
-
-    def take(self) -> list[bytes]:
-        """All frames, oldest first; the log is empty afterwards."""
-        frames = [frame for _, frame in self._frames]
-        self.clear()
-        return frames
 
 
 class Backup:

@@ -15,7 +15,8 @@ How a VM on one host moves through its phases (primary left, backup right):
                                             ASKING --> SOLO     ASKING --granted--> TAKING_OVER --> FENCING --> SOLO
 
 FENCING lasts until the lease of a peer that fell silent has run out, by this host's own clock, or until a peer that
-handed the VM over yields. `moves.py` has what is done on order: handover, pause, fence.
+handed the VM over yields. `starter.py` has who starts the VM, `resync.py` when the first copy begins, `moves.py` what
+is done on order: handover, pause, fence.
 
 What must never break, and where it is kept:
 
@@ -39,7 +40,6 @@ from appliance.core import (
     PROTECTING,
     REPLICA,
     RETRY,
-    RUNNING,
     SILENT,
     SPEAKING,
     Ask,
@@ -97,6 +97,7 @@ from appliance.moves import (
     switch_over,
 )
 from appliance.resync import backup_lost, count_loss, solo_hears
+from appliance.starter import who_starts
 from appliance.turn import Turn
 
 
@@ -188,50 +189,13 @@ def _look_again(turn: Turn) -> None:
         _peer_says(turn, turn.state.peer)
 
 
-def _decide(turn: Turn) -> None:
-    """In WAITING: who starts the VM, now that the peer's state is known?
-
-    What a host tells in WAITING is a promise: the peer acts on it. So nobody decides, and nobody relies on the
-    other, while a term is still on its way to disk.
-    """
-    state, peer = turn.state, turn.state.peer
-    if state.phase is not Phase.WAITING or peer is None:
-        return
-    choice = _choose(state, peer)
-    if choice == state.wanted:
-        return
-    turn.set(wanted=None)
-    if isinstance(choice, str):
-        turn.set(reason=choice)
-    elif not state.writing:
-        turn.persist(*choice)
-
-
-def _choose(state: State, peer: Peer) -> tuple[int, Role] | str:
-    """Term and role to take, or why to wait."""
-    if peer.phase in RUNNING:
-        if peer.term < state.term:
-            return f"the peer runs the VM under the older term {peer.term}: this host knows of term {state.term}"
-        return (peer.term, Role.BACKUP) if peer.phase in SPEAKING else f"the peer has the VM ({peer.phase})"
-    if peer.phase is Phase.FENCED and peer.settled:
-        return max(state.term, peer.term) + 1, Role.PRIMARY
-    if peer.phase is not Phase.WAITING:
-        return f"the peer is {peer.phase}"
-    if not peer.settled:
-        return "the peer is still writing its term"
-    mine = (state.term, state.last is Role.PRIMARY, state.home)
-    if mine > (peer.term, peer.last is Role.PRIMARY, peer.home):
-        return max(state.term, peer.term) + 1, Role.PRIMARY
-    return "the peer was active last, it starts the VM"
-
-
 def _peer_says(turn: Turn, peer: Peer) -> None:
     state = turn.state
     if state.role is Role.PRIMARY and peer.phase in CLAIMING and _yields(state, peer):
         give_up(turn, f"the peer is primary under term {peer.term}")
     match turn.state.phase:
         case Phase.WAITING:
-            _decide(turn)
+            who_starts(turn)
         case Phase.SOLO:
             solo_hears(turn, peer)
         case Phase.SYNCING if peer.phase in LOST:
@@ -288,7 +252,7 @@ def _asking_primary_hears(turn: Turn, peer: Peer) -> None:
 
 def _drop_replica(turn: Turn, reason: str) -> None:
     turn.to(Phase.WAITING, reason, StopVm(reason))
-    _decide(turn)
+    who_starts(turn)
 
 
 def _peer_silent(turn: Turn, reason: str) -> None:
@@ -318,7 +282,7 @@ def _persisted(turn: Turn, term: int, role: Role) -> None:
     state = turn.state
     if not current:
         turn.effects.append(Tell())
-        _decide(turn)
+        who_starts(turn)
         return
     match state.phase:
         case Phase.WAITING if role is Role.PRIMARY:
@@ -327,7 +291,7 @@ def _persisted(turn: Turn, term: int, role: Role) -> None:
             turn.to(Phase.JOINING, "starting the replica", StartReplica())
         case Phase.WAITING:
             turn.effects.append(Tell())
-            _decide(turn)
+            who_starts(turn)
         case Phase.FENCED:
             turn.effects.append(Tell())
         case Phase.ASKING if state.asking_from is Phase.STANDBY:
@@ -388,12 +352,12 @@ def _tick(turn: Turn) -> None:
     turn.set(retry_at=None)
     if state.phase is Phase.FAILED:
         turn.to(Phase.WAITING, f"trying again after: {state.reason}")
-        _decide(turn)
+        who_starts(turn)
     elif state.phase is Phase.FENCING and not state.needs_word:
         _speak_alone(turn)
     elif state.phase in (Phase.HANDED, Phase.YIELDED) and state.peer is not None and state.peer.phase in SPEAKING:
         give_up(turn, "the peer has the VM")
-        _decide(turn)
+        who_starts(turn)
     elif state.phase is Phase.PROTECTED:
         judged(turn, state.conditions)
     elif asks(state) and not state.peer_up:

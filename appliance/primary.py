@@ -24,6 +24,7 @@ from appliance.front import Front
 from appliance.gate import Mark
 from appliance.journal import EpochRecord, Journal
 from appliance.peer import Peer
+from appliance.replay import ReplayFeed
 from appliance.watched import watched
 from vmlink import inject
 from vmlink.checkpoint import Checkpointer, Round, Snapshot, epoch_messages, round_messages
@@ -32,7 +33,7 @@ from vmlink.pace import Pace
 from vmlink.qemu import Qemu
 from vmlink.ram import GuestRam
 from vmlink.tracker import Tracker, choose
-from vmlink.wire import MAX_FRAME, MAX_PAYLOAD, Message, Type, WireError, encode_frames
+from vmlink.wire import Message, Type, WireError, encode_frames
 
 log = logging.getLogger("holdfast.primary")
 
@@ -95,20 +96,17 @@ class Primary:
         self._flights: deque[_Flight] = deque()
         self._flight_bytes = 0
         self._release_to: Mark | None = None
-        self._copying_inbound = False
-        self._inbound_budget = 0
         self.term = 0
         self.epoch = 0
         self.committed = 0
         self._released = 0
         self.sync: dict[str, Any] | None = None
         self.throttled = 0
-        self.unlogged_frames = 0
-        asyncio.get_running_loop().add_reader(front.inbound.fileno(), self._read_inbound)
+        self.replay = ReplayFeed(front.inbound, peer, vm_id, vm.limits.replay_log)
 
     async def close(self) -> None:
         """Stop everything. QEMU may be gone already."""
-        asyncio.get_running_loop().remove_reader(self._front.inbound.fileno())
+        self.replay.close()
         self.hold()
         self.stop_sync()
         if self._replication is not None:
@@ -168,7 +166,7 @@ class Primary:
         self._stopping.set()
         self._acked.set()
         self._out.set()
-        self._copying_inbound = False
+        self.replay.stop()
         self.sync = None
 
     async def _replicate(self, term: int, stopping: asyncio.Event,
@@ -292,7 +290,7 @@ class Primary:
             return None
         mark, consumed = marks[0]
         self.epoch = epoch
-        self._inbound_budget = self._vm.limits.replay_log
+        self.replay.epoch(epoch)
         record = self._journal.epoch(term, epoch, snapshot)
         self._flights.append(_Flight(epoch, mark, snapshot.size, record))
         self._flight_bytes += snapshot.size
@@ -309,7 +307,7 @@ class Primary:
         self.hold()
         self._front.guard.lease(self._leased_until)
         self._front.outbound.forget()
-        self._copying_inbound = True
+        self.replay.start(self.term)
         self._releaser = watched(self._release_loop(), f"{self._name} releaser")
 
     async def _until_end_of_epoch(self, last: Snapshot, stopping: asyncio.Event) -> None:
@@ -384,33 +382,6 @@ class Primary:
         except (HoldfastError, inject.Injected) as error:  # the backup has all that was to go out: it can speak
             log.error("%s: output cannot leave this host: %s", self._name, error)
             self._post(core.VmLost(f"output cannot leave this host: {error}"))
-
-    # --- what the VM receives, for the replay log ---
-
-    def _read_inbound(self) -> None:
-        inbound = self._front.inbound
-        frames = inbound.read()
-        if not frames or not self._copying_inbound:
-            return
-        first = inbound.seen - len(frames) + 1
-        batch: list[tuple[int, bytes]] = []
-        size = 0
-        for number, frame in enumerate(frames, first):
-            if self._inbound_budget < len(frame):
-                self.unlogged_frames += 1
-                continue
-            self._inbound_budget -= len(frame)
-            if size + len(frame) > MAX_PAYLOAD - MAX_FRAME:
-                self._send_inbound(batch)
-                batch, size = [], 0
-            batch.append((number, frame))
-            size += len(frame)
-        self._send_inbound(batch)
-
-    def _send_inbound(self, batch: list[tuple[int, bytes]]) -> None:
-        message = Message(Type.INBOUND, self._id, self.term, self.epoch, (encode_frames(batch),))
-        if batch and not self._peer.send_loose(message):
-            self.unlogged_frames += len(batch)
 
     @property
     def in_flight(self) -> int:

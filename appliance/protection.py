@@ -257,7 +257,7 @@ class Protection:
             "throttled": primary.throttled if primary else 0,
             "replay_log": {"bytes": backup.replay.bytes if backup else 0,
                            "dropped": backup.replay.dropped if backup else 0,
-                           "unlogged": primary.unlogged_frames if primary else 0},
+                           "unlogged": primary.replay.unlogged if primary else 0},
             "sync": primary.sync if primary else None,
             "events": list(self.journal.events),
         }

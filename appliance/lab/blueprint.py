@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from appliance.config import Timing
 from appliance.errors import Unavailable, UsageError
 from appliance.lab import topology
 from appliance.lab.processes import Process, package_root
@@ -46,6 +47,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     hello: float = 0.02
     timeout: float = 0.3
     reconnect: float = 0.1
+    backoff: float = 0.0
     held: int = 64 * MIB
     log: str = "info"
 
@@ -165,7 +167,7 @@ def configuration(options: Options, host: str) -> str:
             }
             for number, link in enumerate(topology.LINKS)
         },
-        "[timing]": {name: format_duration(getattr(options, name)) for name in ("hello", "timeout", "reconnect")},
+        "[timing]": {name: format_duration(value) for name, value in _timing(options).items()},
         # Two hosts on one machine cannot lose sight of each other unless a fault is injected.
         "[arbiter]": {"kind": "none", "accept_split_brain_risk": True},
         f"[vm.{VM}]": {
@@ -186,6 +188,14 @@ def configuration(options: Options, host: str) -> str:
         f"[vm.{VM}.limits]": {"held": format_size(options.held)},
     }
     return "\n".join(_table(header, keys) for header, keys in tables.items())
+
+
+def _timing(options: Options) -> dict[str, float]:
+    chosen = {name: getattr(options, name) for name in ("hello", "timeout", "reconnect", "backoff")}
+    usual = Timing()
+    # What is not chosen keeps to its bounds.
+    return {**chosen, "timeout_max": max(usual.timeout_max, options.timeout),
+            "lease": max(usual.lease, 3 * options.hello), "lease_max": min(usual.lease_max, options.timeout)}
 
 
 def _epoch(options: Options) -> dict[str, object]:

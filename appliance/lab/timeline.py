@@ -19,7 +19,8 @@ STREAMS = {"echo": "#1f77b4", "incr": "#2ca02c", "set": "#9467bd", "ping": "#aaa
 PHASES = {
     Phase.SOLO: "#f4a582", Phase.SYNCING: "#fddbc7", Phase.PROTECTED: "#4393c3", Phase.TAKING_OVER: "#b2182b",
     Phase.JOINING: "#e0e0e0", Phase.RECEIVING: "#d1e5f0", Phase.STANDBY: "#92c5de", Phase.WAITING: "#f0f0f0",
-    Phase.STARTING: "#e0e0e0", Phase.ASKING: "#b2182b", Phase.FAILED: "#000000",
+    Phase.STARTING: "#e0e0e0", Phase.ASKING: "#b2182b", Phase.FAILED: "#000000", Phase.FENCING: "#d6604d",
+    Phase.HANDOVER: "#762a83", Phase.HANDED: "#9970ab", Phase.YIELDED: "#c2a5cf", Phase.FENCED: "#4d4d4d",
 }  # fmt: skip
 HOSTS = ("alpha", "beta")
 

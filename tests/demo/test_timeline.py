@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from appliance.core import Phase
 from appliance.lab import report, timeline
 from appliance.lab.failover import Failover, measure
 from appliance.lab.figures import percentile
@@ -122,3 +123,7 @@ def test_percentiles_are_samples() -> None:
     assert percentile([3.0, 1.0, 2.0, 4.0], 50) == 2.0
     assert percentile([3.0, 1.0, 2.0, 4.0], 99) == 4.0
     assert percentile([5.0], 1) == 5.0
+
+
+def test_every_phase_has_a_colour() -> None:
+    assert set(timeline.PHASES) == set(Phase)
