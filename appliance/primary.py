@@ -206,21 +206,23 @@ class Primary:
         self._journal.event("sync-begin", term=term)
         offer = await offer_of(self._qemu, self._ram)
         self._peer.send(Message(Type.SYNC, self._id, term, 0, (msgspec.json.encode(offer),)))
-        done = 0
+        done, begun = 0, time.monotonic()
         async for piece in self._checkpointer.rounds():
             if stopping.is_set() or not await self._peer.room(SYNC_WINDOW):
                 return
             for message in round_messages(piece, self._id, term):
                 self._peer.send(message)
             inject.point("sync.round")
-            done = self._progress(piece, done)
+            done = self._progress(piece, done, time.monotonic() - begun)
         await self._peer.room(1)  # from the next pause on output waits: not behind all that is still under way
 
-    def _progress(self, piece: Round, done: int) -> int:
+    def _progress(self, piece: Round, done: int, seconds: float) -> int:
         page = self._ram.pages.shape[1]
         done += len(piece.numbers) * page
         total = max(done, self._ram.size + (piece.pages * page if piece.number else 0))
-        self.sync = {"round": piece.number, "done_bytes": done, "total_bytes": total}
+        rate = done / max(seconds, 1e-3)
+        self.sync = {"round": piece.number, "done_bytes": done, "total_bytes": total, "bytes_per_s": round(rate),
+                     "left_s": round((total - done) / rate, 1) if rate else None}
         return done
 
     async def _epochs(self, term: int, stopping: asyncio.Event) -> None:

@@ -26,7 +26,8 @@ def render(status: dict[str, Any], *, colour: bool = False) -> str:
 
 def _lines(status: dict[str, Any], colour: bool) -> Iterator[str]:
     peer = status.get("peer", {})
-    yield _row(f"host {status.get('host')}", f"peer {peer.get('name')}", _paint(peer.get("state"), colour))
+    rhythm = f"lease {peer.get('lease_ms')} ms  silence {peer.get('timeout_ms')} ms"
+    yield _row(f"host {status.get('host')}", f"peer {peer.get('name')}", _paint(peer.get("state"), colour), rhythm)
     for link in peer.get("links", []):
         detail = str(link.get("reason", "")) if link.get("rtt_us") is None else f"rtt {link['rtt_us']} us"
         yield _row(f"  {link.get('name')}", _paint(link.get("state"), colour), detail)
@@ -41,11 +42,19 @@ def _vm_lines(name: str, vm: dict[str, Any], colour: bool) -> Iterator[str]:
     yield _row(f"vm {name}", str(vm.get("role")), _paint(vm.get("phase"), colour), progress)
     if vm.get("reason"):
         yield _row("  reason", str(vm["reason"]))
+    if vm.get("paused"):
+        yield _row("  paused", "by the operator: it is not protected until it is resumed")
+    conditions = vm.get("conditions") or {}
+    if conditions.get("unfit"):
+        yield _row("  peer unfit", str(conditions["unfit"]))
+    if conditions.get("shunt"):
+        yield _row("  shunt", "its traffic goes through the peer's uplink")
     if vm.get("qemu_pid"):
         yield _row("  qemu", f"pid {vm['qemu_pid']}", f"tracker {vm.get('tracker') or '-'}")
     if sync := vm.get("sync"):
         done = f"{_bytes(sync.get('done_bytes'))} of {_bytes(sync.get('total_bytes'))}"
-        yield _row("  sync", f"round {sync.get('round')}", done)
+        left = "" if sync.get("left_s") is None else f"{sync['left_s']} s left"
+        yield _row("  sync", f"round {sync.get('round')}", done, f"{_bytes(sync.get('bytes_per_s'))}/s", left)
     if gate := vm.get("gate"):
         held = f"held {gate.get('held_frames')} frames, {_bytes(gate.get('held_bytes'))}"
         counts = f"released {gate.get('released_frames')}  overflow {gate.get('overflow_frames')}"

@@ -22,7 +22,7 @@ from typing import Any
 from appliance.errors import HoldfastError
 
 SCHEMA = "holdfast.bench/1"
-GROUPS = ("checkpoint", "echo", "crash", "gate", "track", "service")
+GROUPS = ("checkpoint", "echo", "crash", "switchover", "gate", "track", "service")
 GOALS: dict[str, tuple[float, str]] = {
     "checkpoint.pause.p50": (5, "lower"),
     "checkpoint.pause.p99": (20, "lower"),
@@ -33,6 +33,8 @@ GOALS: dict[str, tuple[float, str]] = {
     "crash.gap.p95": (350, "lower"),
     "crash.resets": (0, "lower"),
     "crash.lost_acked_writes": (0, "lower"),
+    "switchover.gap.p50": (60, "lower"),
+    "switchover.broken": (0, "lower"),
     "gate.bulk.ratio": (0.5, "higher"),
     "service.rss": (150, "lower"),
 }

@@ -17,7 +17,7 @@ REPLY: dict[str, Any] = {
     "pid": 100,
     "peer": {
         "name": "beta",
-        "state": "up",
+        "state": "up", "lease_ms": 80, "timeout_ms": 300,
         "links": [
             {"name": "link0", "state": "up", "rtt_us": 120},
             {"name": "link1", "state": "down", "rtt_us": None},
@@ -32,18 +32,23 @@ REPLY: dict[str, Any] = {
             "guard": {"open": True, "passed_frames": 3, "early_frames": 0, "closed_frames": 0,
                       "expired_frames": 0, "unstamped_frames": 0},
             "pause_ms": {"last": 3.1, "p50": 3.4, "p99": 7.0, "max": 12.5}, "in_flight": 1,
-            "sync": {"done_bytes": 1 << 20, "total_bytes": 128 << 20, "round": 2}, "events": [],
+            "sync": {"done_bytes": 1 << 20, "total_bytes": 128 << 20, "round": 2, "bytes_per_s": 64 << 20,
+                     "left_s": 2.0},
+            "paused": True, "conditions": {"unfit": "no memory", "move": "", "shunt": True}, "events": [],
         }
     },
 }  # fmt: skip
 SCREEN = """\
-host alpha      peer beta       up
+host alpha      peer beta       up              lease 80 ms  silence 300 ms
   link0         up              rtt 120 us
   link1         down
 vm web1         primary         protected       term 7  epoch 184213  committed 184212
   reason        the backup has a whole replica
+  paused        by the operator: it is not protected until it is resumed
+  peer unfit    no memory
+  shunt         its traffic goes through the peer's uplink
   qemu          pid 4123        tracker uffd-wp
-  sync          round 2         1.0 MiB of 128.0 MiB
+  sync          round 2         1.0 MiB of 128.0 MiB  64.0 MiB/s      2.0 s left
   gate          ring            held 12 frames, 9.4 KiB  released 3  overflow 0
   guard         open            passed 3 frames  early 0  closed 0  expired 0  unstamped 0
   pause         last 3.1  p50 3.4  p99 7.0  max 12.5 ms  in flight 1 epochs"""
