@@ -12,38 +12,18 @@ import re
 import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
 from appliance import toml_tree
+from appliance.settings import Address, Bytes, FilePath, Mac, Seconds, Section
 from appliance.toml_tree import Key, Tree
-from appliance.units import format_size, parse_duration, parse_ip, parse_mac, parse_size
+from appliance.units import format_size
 
 DEFAULT_DIRECTORY = Path("/etc/holdfast")
 PAGE = 4096
 MIB = 1 << 20
-
-
-def _parse_path(text: object) -> Path:
-    if not isinstance(text, str) or not text or "\0" in text:
-        raise ValueError(f"{text!r} is not a path", 'write it as text: "/var/lib/holdfast"')
-    return Path(text)
-
-
-def _parsed(by: Callable[[Any], Any]) -> msgspec.Meta:
-    return msgspec.Meta(extra={"parse": by})
-
-
-Seconds = Annotated[float, _parsed(parse_duration)]  # written "25ms"
-Bytes = Annotated[int, _parsed(parse_size)]  # written "128MiB"
-Mac = Annotated[str, _parsed(parse_mac)]
-Address = Annotated[str, _parsed(parse_ip)]
-FilePath = Annotated[Path, _parsed(_parse_path)]  # relative to the directory of the configuration
-
-
-class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A table of the configuration."""
 
 
 class Host(Section, frozen=True, kw_only=True):
