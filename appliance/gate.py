@@ -17,7 +17,7 @@ from typing import Protocol
 from appliance.errors import Unavailable
 from appliance.guard import Guard
 from appliance.tap import VNET_HEADER, Counters
-from ebpf.state import STAMP_FRAMES, STAMP_PROTO, GateState
+from ebpf.state import STAMP_FRAMES, STAMP_PROTO, GateState, number_of
 
 SLICE = 0.0008  # seconds that frames are moved for before other tasks get a turn
 _FRAME_BYTES = 128 << 10  # more than the longest frame a tap can carry
@@ -178,7 +178,7 @@ class RingGate:
                 except OSError as error:
                     raise Unavailable("the hold tap is gone", "start the service again") from error
             proto, stamp = _STAMP.unpack_from(buffer, _STAMP_AT)
-            number = seq + ((stamp - seq + 0x8000) & 0xFFFF) - 0x8000
+            number = number_of(stamp, seq)
             if size < _STAMP_AT + 4 or proto != STAMP_PROTO:
                 self._foreign += 1
             elif number > seq:

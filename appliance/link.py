@@ -53,12 +53,11 @@ LOOSE_LIMIT = 8 << 20
 
 
 class Hello(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What each side says first. `received`: the last stream number it has of `session`."""
+    """What each side says first."""
 
     host: str
     session: int
     fresh: bool
-    received: int
     refused: str = ""
 
 

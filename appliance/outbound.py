@@ -14,7 +14,7 @@ from collections import deque
 
 from appliance import packet
 from appliance.errors import Unavailable
-from ebpf.state import STAMP_PROTO
+from ebpf.state import STAMP_PROTO, number_of
 
 LONGEST = 1600
 """Bytes of the longest frame that is copied."""
@@ -45,8 +45,7 @@ class Outbound:
                 return
             tag = packet.tag_of(ancillary)
             if tag is not None and tag[0] == STAMP_PROTO:
-                number = near + ((tag[1] - near + 0x8000) & 0xFFFF) - 0x8000
-                self._frames.append((number, bytes(self._buffer[:length])))
+                self._frames.append((number_of(tag[1], near), bytes(self._buffer[:length])))
 
     def forget(self) -> None:
         """Nothing copied so far is of use: it went out as it came."""

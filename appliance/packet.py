@@ -38,13 +38,21 @@ def _leaving(longest: int) -> bytes:
     ))
 
 
+def _open() -> socket.socket:
+    made = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
+    made.setsockopt(_SOL_PACKET, _PACKET_VNET_HDR, 1)
+    made.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, BUFFER_BYTES)
+    made.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, BUFFER_BYTES)
+    return made
+
+
 def capture(device: str, longest: int = _EVERYTHING) -> socket.socket:
     """A non-blocking socket with copies of what leaves through `device`. Raises OSError."""
-    made = injector(None)
-    program = ctypes.create_string_buffer(_leaving(longest))
-    made.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HxxxxxxP", 6, ctypes.addressof(program)))
-    made.setsockopt(_SOL_PACKET, _PACKET_AUXDATA, 1)
+    made = _open()
     try:
+        program = ctypes.create_string_buffer(_leaving(longest))
+        made.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HxxxxxxP", 6, ctypes.addressof(program)))
+        made.setsockopt(_SOL_PACKET, _PACKET_AUXDATA, 1)
         made.bind((device, _ETH_P_ALL))
         made.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # "the device is down": known
     except OSError:
@@ -53,15 +61,11 @@ def capture(device: str, longest: int = _EVERYTHING) -> socket.socket:
     return made
 
 
-def injector(device: str | None) -> socket.socket:
+def injector(device: str) -> socket.socket:
     """A non-blocking socket that puts frames into `device` and receives nothing. Raises OSError."""
-    made = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
+    made = _open()
     try:
-        made.setsockopt(_SOL_PACKET, _PACKET_VNET_HDR, 1)
-        made.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, BUFFER_BYTES)
-        made.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, BUFFER_BYTES)
-        if device is not None:
-            made.bind((device, 0))
+        made.bind((device, 0))
     except OSError:
         made.close()
         raise

@@ -131,7 +131,7 @@ class Peer:
     def hello(self, link: Link) -> Hello:
         if self._dials and not self._session:
             self._session, self._fresh = secrets.randbits(63) | 1, True
-        return Hello(self._config.host.name, self._session, self._fresh, self._receiver.received)
+        return Hello(self._config.host.name, self._session, self._fresh)
 
     def judge(self, link: Link, theirs: Hello) -> str:
         if theirs.host != self._config.peer.name:

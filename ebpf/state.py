@@ -12,6 +12,11 @@ STAMP_PROTO = 0x88A8
 STAMP_FRAMES = 16384  # the most frames that may be in flight at once: a quarter of the stamp's numbers
 
 
+def number_of(stamp: int, near: int) -> int:
+    """The 64-bit frame number that a 16-bit stamp is the end of: the one nearest to `near`."""
+    return near + ((stamp - near + 0x8000) & 0xFFFF) - 0x8000
+
+
 class GateState(ctypes.Structure):
     """Shared with the program `gate`."""
 

@@ -157,13 +157,12 @@ class Round:
 def round_messages(piece: Round, vm: int, term: int) -> Iterator[Message]:
     """A piece of a first copy as messages of epoch 0; pages full of zeros travel as numbers only."""
     filled = piece.data.view(np.uint64).any(axis=1)
-    if not filled.all():
-        yield Message(Type.ZEROS, vm, term, 0, encode_numbers(piece.numbers[~filled]))
-        if not filled.any():
-            return
-        yield Message(Type.PAGES, vm, term, 0, encode_pages(piece.numbers[filled], piece.data[filled]))
+    if filled.all():
+        yield Message(Type.PAGES, vm, term, 0, encode_pages(piece.numbers, piece.data))
         return
-    yield Message(Type.PAGES, vm, term, 0, encode_pages(piece.numbers, piece.data))
+    yield Message(Type.ZEROS, vm, term, 0, encode_numbers(piece.numbers[~filled]))
+    if filled.any():
+        yield Message(Type.PAGES, vm, term, 0, encode_pages(piece.numbers[filled], piece.data[filled]))
 
 
 def epoch_messages(snapshot: Snapshot, vm: int, term: int, epoch: int, consumed: int, released: int = 0,

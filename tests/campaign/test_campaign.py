@@ -22,7 +22,7 @@ from appliance.lab.campaign_plan import Round, rounds
 from appliance.lab.campaign_report import SUMS
 from appliance.lab.lab import down
 from appliance.lab.topology import UPLINK, VM_MAC
-from tests.lab.conftest import traces
+from tests.lab.naming import traces
 
 pytestmark = [
     pytest.mark.slow,

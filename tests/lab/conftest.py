@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Labs with names of their own, and a check that nothing of them is left."""
 
-import itertools
 import os
 import subprocess
 import sys
@@ -13,42 +12,16 @@ import pytest
 
 from appliance.lab import blueprint, processes, topology
 from appliance.lab.blueprint import Options
-from appliance.lab.lab import Lab, down
-from appliance.lab.processes import MARK, Process
-
-_numbers = itertools.count(1)
-
-
-def traces(name: str) -> list[str]:
-    """Whatever there is on this machine of the lab `name`."""
-    found = [f"namespace {entry}" for entry in os.listdir("/run/netns") if entry.startswith(f"hf-{name}-")]
-    found += [f"directory {blueprint.directory(name)}"] if blueprint.directory(name).exists() else []
-    for entry in os.listdir("/proc"):
-        try:
-            marked = f"{MARK}={name}".encode() in Path(f"/proc/{entry}/environ").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if entry.isdigit() and marked:
-            found.append(f"process {entry}")
-    return found
+from appliance.lab.lab import Lab
+from appliance.lab.processes import Process
+from tests.lab.naming import given_out
 
 
 @pytest.fixture
 def names() -> Iterator[Callable[[], str]]:
     """Gives out names of labs; takes down what goes by them, and fails if anything is left then."""
-    Path("/run/netns").mkdir(exist_ok=True)
-    given: list[str] = []
     memory = set(os.listdir("/dev/shm"))
-
-    def name() -> str:
-        given.append(f"t{os.getpid()}-{next(_numbers)}")
-        return given[-1]
-
-    yield name
-    for used in given:
-        down(used)
-    left = [trace for used in given for trace in traces(used)]
-    assert not left, left
+    yield from given_out()
     assert set(os.listdir("/dev/shm")) <= memory
 
 

@@ -16,7 +16,8 @@ from appliance.lab import blueprint, topology
 from appliance.lab.blueprint import Options
 from appliance.lab.lab import Lab, down
 from appliance.lab.processes import Process
-from tests.lab.conftest import alive_with, traces
+from tests.lab.conftest import alive_with
+from tests.lab.naming import traces
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 Names = Callable[[], str]

@@ -15,7 +15,8 @@ from appliance.errors import Unavailable
 from appliance.lab import blueprint
 from appliance.lab.blueprint import Options
 from appliance.lab.lab import Lab
-from tests.lab.conftest import inside, traces, until
+from tests.lab.conftest import inside, until
+from tests.lab.naming import traces
 
 BUILT = blueprint.built_image()
 pytestmark = [

@@ -56,7 +56,7 @@ class Speaker:
         self.raw(frame(message, seq))
 
     def say_hello(self, session: int, *, fresh: bool = True, host: str = "alpha", **more: Any) -> None:
-        hello = {"host": host, "session": session, "fresh": fresh, "received": 0, **more}
+        hello = {"host": host, "session": session, "fresh": fresh, **more}
         self.say(Message(Type.HELLO, payload=(msgspec.json.encode(hello),)))
 
     def greet(self, session: int, **more: Any) -> dict[str, Any]:

@@ -21,7 +21,7 @@ class Nobody:
     """A listener that wants nothing."""
 
     def hello(self, link: Link) -> Hello:
-        return Hello("alpha", 1, True, 0)
+        return Hello("alpha", 1, True)
 
     def judge(self, link: Link, theirs: Hello) -> str:
         return ""
@@ -47,7 +47,7 @@ def test_the_greeting_ends_at_the_same_moment(turns: int, greeting: str, cables:
             await finish.wait()
             if greeting == "fails":
                 raise ConnectionResetError("gone")
-            return Hello("beta", 1, True, 0)
+            return Hello("beta", 1, True)
 
         link = Link(cables.config("alpha", timing=PATIENT).link[0], PATIENT, Nobody(), dials=True)  # type: ignore[arg-type]
         monkeypatch.setattr(link, "_call", call)

@@ -16,7 +16,7 @@ from appliance.spoken import LIMIT, understood
 from vmlink.wire import WireError
 
 TOLD = Told(core.Phase.WAITING, 7, core.Role.BACKUP, core.Role.NONE, True, False)
-HELLO = Hello("alpha", 2**62, True, 5)
+HELLO = Hello("alpha", 2**62, True)
 KINDS = (Hello, Told, SyncOffer)
 
 

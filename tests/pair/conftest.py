@@ -3,36 +3,19 @@
 
 from __future__ import annotations
 
-import itertools
-import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
 from appliance.lab.blueprint import Options
-from appliance.lab.lab import down
-from tests.lab.conftest import traces
+from tests.lab.naming import given_out
 from tests.pair.pair import Pair
-
-_numbers = itertools.count(1)
 
 
 @pytest.fixture(scope="package")
 def fresh_name() -> Iterator[Callable[[], str]]:
     """Gives out names of labs; at the end takes down what goes by them and fails if anything is left then."""
-    Path("/run/netns").mkdir(exist_ok=True)
-    given: list[str] = []
-
-    def name() -> str:
-        given.append(f"p{os.getpid()}-{next(_numbers)}")
-        return given[-1]
-
-    yield name
-    for used in given:
-        down(used)
-    left = [trace for used in given for trace in traces(used)]
-    assert not left, left
+    yield from given_out()
 
 
 class Shared:

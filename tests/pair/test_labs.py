@@ -15,7 +15,7 @@ import pytest
 from appliance.lab import blueprint, topology
 from appliance.lab.blueprint import Options
 from appliance.lab.topology import HOSTS
-from tests.lab.conftest import traces
+from tests.lab.naming import traces
 from tests.pair.pair import Pair, until
 
 pytestmark = [
