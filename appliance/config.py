@@ -17,6 +17,8 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from appliance import toml_tree
+from appliance.health import settings as health_settings
+from appliance.health.settings import Health
 from appliance.settings import Address, Bytes, FilePath, Mac, Seconds, Section
 from appliance.toml_tree import Key, Tree
 from appliance.units import format_size
@@ -119,6 +121,7 @@ class Config(Section, frozen=True, kw_only=True):
     vm: dict[str, Vm]
     timing: Timing = Timing()
     arbiter: Arbiter = Arbiter()
+    health: Health = Health()
     directory: Path = DEFAULT_DIRECTORY
 
     @property
@@ -128,7 +131,7 @@ class Config(Section, frozen=True, kw_only=True):
 
 
 S = TypeVar("S", bound=Section)
-SECTIONS = ("host", "peer", "link", "timing", "arbiter", "vm")
+SECTIONS = ("host", "peer", "link", "timing", "arbiter", "health", "vm")
 
 
 def load(directory: Path) -> Config:
@@ -144,6 +147,7 @@ def load(directory: Path) -> Config:
         vm={name: _section(tree, ("vm", name), Vm) for name in vms},
         timing=_section(tree, ("timing",), Timing, optional=True),
         arbiter=_section(tree, ("arbiter",), Arbiter, optional=True),
+        health=_section(tree, ("health",), Health, optional=True),
         directory=directory,
     )
     for key, reason, hint in _faults(config):
@@ -256,6 +260,8 @@ def _faults(config: Config) -> Iterator[Fault]:
         yield ("timing", "backoff"), "must be from 0s to 1h", "30s is usual"
     if not 0.001 <= timing.reconnect <= 60:
         yield ("timing", "reconnect"), "must be from 1ms to 1min", "100ms is usual"
+    for field, reason, hint in health_settings.faults(config.health, {vm.bridge for vm in config.vm.values()}):
+        yield ("health", field), reason, hint
     for name, vm in config.vm.items():
         for key, reason, hint in _vm_faults(config, name, vm):
             yield ("vm", name, *key), reason, hint
