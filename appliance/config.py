@@ -252,7 +252,7 @@ def _faults(config: Config) -> Iterator[Fault]:
         yield ("timing", "timeout"), "is less than twice hello", "or one late heartbeat is taken for a death"
     if not timing.timeout <= timing.timeout_max <= 30:
         yield ("timing", "timeout_max"), "must be from timeout to 30s", "2s is usual"
-    if timing.lease < 3 * timing.hello:
+    if timing.lease < 2.999 * timing.hello:  # what is written as a decimal is not exactly that
         yield ("timing", "lease"), "is less than three times hello", "or the VM is mute between two heartbeats"
     if not timing.lease <= timing.lease_max <= timing.timeout:
         yield ("timing", "lease_max"), "must be from lease to timeout", "a peer is not dead while it may speak"

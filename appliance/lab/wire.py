@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import itertools
 import socket
 import struct
@@ -116,6 +117,10 @@ class Wire:
                 head, ancillary, _, _ = sock.recvmsg(_SNAP, 64)
             except BlockingIOError:
                 break
+            except OSError as error:
+                if error.errno != errno.ENETDOWN:
+                    raise
+                continue  # the lab is being taken down; said once
             seconds, nanoseconds = _TIME.unpack(ancillary[0][2][: _TIME.size])
             frames.append(Frame(seconds + nanoseconds / 1e9, host, head))
         _, lost = struct.unpack("=II", sock.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8))
