@@ -59,10 +59,10 @@ class Campaign:
             for one in plan:
                 outcome = self._round(one)
                 self.outcomes.append(outcome)
+                self._write(one.seed)
                 tell(report.line(outcome, plan[-1].number))
                 if not outcome.survived:
                     tell(f"      evidence: {self._evidence(outcome)}; again: {self.repeat} ROUND={outcome.number}")
-                self._write(one.seed)
         finally:
             heed(signal.SIG_IGN)  # a late Ctrl-C must not leave half a lab behind
             if self._stage is not None:
