@@ -177,6 +177,10 @@ class Link:
         check_payload(header, payload)
         return header, payload
 
+    def tcp_info(self) -> bytes:
+        """The kernel's struct tcp_info of the connection, empty without one."""
+        return b"" if self._socket is None else self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 192)
+
     def silence(self, now: float) -> float:
         """Seconds for which the peer has said nothing although this side listened."""
         return now - self.heard if self.up and self.listening else 0.0

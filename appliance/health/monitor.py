@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
@@ -48,7 +49,7 @@ class Assessor:
         state, since = self._judge(subject, level(value, rule, held), rule.rounds)
         threshold = rule.words(unit)
         if state is not State.OK and not reason:
-            reason = f"{value:.{digits}g} {unit}".rstrip() + f" ({threshold})"
+            reason = f"{round(value, digits):g} {unit}".rstrip() + f" ({threshold})"
         return Reading(self._component, subject, state, round(value, digits), unit, threshold, source,
                        "" if state is State.OK else reason, since)
 
@@ -96,3 +97,20 @@ class Counter:
         before, _ = self._last.get(name, (count, 0.0))
         self._last[name] = count, self._clock()
         return max(0.0, count - before)
+
+
+class Lately:
+    """What happened within the last `seconds`, so that a moment's event is still seen when somebody looks."""
+
+    def __init__(self, seconds: float, clock: Clock = time.monotonic) -> None:
+        self._seconds, self._clock = seconds, clock
+        self._events: deque[tuple[float, float]] = deque(maxlen=1000)
+
+    def add(self, amount: float) -> list[float]:
+        """Note that `amount` happened now, unless it is 0. Returns all the amounts of late, never empty."""
+        now = self._clock()
+        if amount > 0:
+            self._events.append((now, amount))
+        while self._events and now - self._events[0][0] > self._seconds:
+            self._events.popleft()
+        return [amount for _, amount in self._events] or [0.0]

@@ -37,6 +37,7 @@ class Health(Section, frozen=True, kw_only=True):
     disk_interval: Seconds = 5.0  # between two small writes to each file system
     rounds: int = 3  # bad readings in a row that make a failure; a lost carrier is one at once
     settle: Seconds = 3.0  # how long a part that failed must be well before it counts as well
+    uplink: tuple[str, ...] = ()  # ports of the production bridges that lead outside; empty: all but taps and tunnels
     probe: tuple[Probe, ...] = ()  # neighbours of the production network: one that answers is enough
     errors_warn: float = 1.0  # transmission errors a second on an uplink
     errors_max: float = 100.0
