@@ -7,7 +7,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import msgspec
@@ -106,18 +106,10 @@ class Protection:
             self._stepping = False
             self._changed.set()
 
-    async def until(self, phases: frozenset[Phase], timeout: float) -> Phase:
-        """Wait until the VM is in one of `phases` here. Raises TimeoutError after `timeout` seconds."""
+    async def until(self, holds: Callable[[core.State], bool], timeout: float) -> None:
+        """Wait until `holds` is true of the state. Raises TimeoutError after `timeout` seconds."""
         async with asyncio.timeout(timeout):
-            while self.state.phase not in phases:
-                self._changed.clear()
-                await self._changed.wait()
-        return self.state.phase
-
-    async def settled(self, timeout: float) -> None:
-        """Wait until no term is on its way to disk. Raises TimeoutError after `timeout` seconds."""
-        async with asyncio.timeout(timeout):
-            while self.state.writing:
+            while not holds(self.state):
                 self._changed.clear()
                 await self._changed.wait()
 

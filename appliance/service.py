@@ -114,7 +114,7 @@ class Service:
             vm.post(core.SwitchOver("the service is stopping"))
         for vm in self.vms.values():
             with contextlib.suppress(TimeoutError):
-                await vm.until(frozenset(core.Phase) - {core.Phase.HANDOVER, core.Phase.HANDED}, GIVE_AWAY)
+                await vm.until(lambda state: state.phase not in (core.Phase.HANDOVER, core.Phase.HANDED), GIVE_AWAY)
 
     # --- what the peer reports ---
 

@@ -15,8 +15,13 @@ from appliance.protection import Protection
 
 PATIENCE = 10.0
 """Seconds that a verb may take on one host."""
-_DECIDED = frozenset(Phase) - {Phase.HANDOVER}
-_GIVEN = frozenset({Phase.WAITING, Phase.JOINING, Phase.RECEIVING, Phase.STANDBY, Phase.FAILED, Phase.FENCED})
+_GIVEN = (Phase.WAITING, Phase.JOINING, Phase.RECEIVING, Phase.STANDBY, Phase.FAILED, Phase.FENCED)
+
+
+def _given(state: core.State) -> bool:
+    """Is the VM the peer's now? What still arrives here may be forwarded for a while."""
+    return state.phase in _GIVEN or (state.phase in (Phase.HANDED, Phase.YIELDED)
+                                     and state.peer is not None and state.peer.phase in SPEAKING)
 
 
 class Verbs:
@@ -63,12 +68,11 @@ class Verbs:
         begun = time.monotonic()
         vm.post(core.SwitchOver(reason))
         try:
-            if await vm.until(_DECIDED, PATIENCE) is Phase.HANDED:
-                await vm.until(_GIVEN | SPEAKING, PATIENCE)
+            await vm.until(lambda state: state.phase in SPEAKING or _given(state), PATIENCE)
         except TimeoutError:
             raise TimedOut(f"{vm.name} has not moved within {PATIENCE:g} s: {vm.state.reason}",
                            "see the logs of both hosts") from None
-        if vm.state.phase not in _GIVEN:
+        if not _given(vm.state):
             raise Unavailable(f"{vm.name} stays on {self._host}: {vm.state.reason}", "see the logs of both hosts")
         return {"schema": "holdfast.switchover/1", "vm": vm.name, "from": self._host, "to": self._peer,
                 "ms": round((time.monotonic() - begun) * 1e3)}
@@ -113,7 +117,7 @@ class Verbs:
 
     async def _on_disk(self, vm: Protection) -> None:
         try:
-            await vm.settled(PATIENCE)
+            await vm.until(lambda state: not state.writing, PATIENCE)
         except TimeoutError:
             hint = "is the disk of the state directory full?"
             raise TimedOut(f"{vm.name}: the term cannot be written", hint) from None
