@@ -266,6 +266,8 @@ def _peer_silent(turn: Turn, reason: str) -> None:
         case Phase.STANDBY | Phase.ASKING if state.wanted is None:
             turn.to(Phase.ASKING, reason, asking_from=Phase.STANDBY)
             turn.again(turn.now + HEAD_START)
+        case Phase.SOLO:
+            turn.set(reason=f"no backup: {reason}")
         case Phase.JOINING | Phase.RECEIVING:
             turn.to(Phase.WAITING, f"the peer went before the replica was whole: {reason}", StopVm(reason))
         case Phase.WAITING:

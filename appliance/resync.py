@@ -28,6 +28,8 @@ def solo_hears(turn: Turn, peer: Peer) -> None:
             turn.to(Phase.SYNCING, "the first copy is under way", StartSync())
     elif peer.term > state.term and peer.phase not in CLAIMING and state.wanted is None:
         turn.claim(peer)  # a reign the peer began and lost: rise above it
+    else:
+        turn.set(reason=f"no backup yet: the peer is {peer.phase}")
 
 
 def _copy_due(state: State) -> float:
