@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from appliance import control
+from appliance import control, health_text
 from appliance.cli import DEFAULT_CONTROL, EXIT_TEXT, emit, json_options
 from appliance.exits import Exit
 
@@ -26,6 +27,7 @@ def add_commands(commands: Any) -> None:
     fence = add("fence", "host", "keep a host out: silent at once, until the fence is lifted", _fence)
     fence.add_argument("--lift", action="store_true", help="let it in again")
     fence.add_argument("--yes", action="store_true", help="it is not reachable, and I have made sure that it is off")
+    add("health", "", "how well both hosts are, part by part", _health)
     add("pause", "vm", "leave a VM unprotected for a while; it runs on", _pause)
     add("resume", "vm", "protect it again", _pause)
 
@@ -37,7 +39,8 @@ class _Adder:
     def __call__(self, name: str, subject: str, text: str, run: Callable[[argparse.Namespace], int]) -> Any:
         command = self._commands.add_parser(name, parents=[json_options()], help=text, description=text + ".",
                                             epilog=EXIT_TEXT)
-        command.add_argument(subject, metavar=subject.upper())
+        if subject:
+            command.add_argument(subject, metavar=subject.upper())
         where = f"control socket of the service; else HOLDFAST_CONTROL, else {DEFAULT_CONTROL}"
         command.add_argument("--control", type=Path, metavar="PATH", help=where)
         command.set_defaults(run=run)
@@ -69,6 +72,12 @@ def _fence(args: argparse.Namespace) -> int:
     vms = (f"  {name}: {vm['phase']}, term {vm['term']}" for name, vm in sorted(reply["vms"].items()))
     emit(reply, "\n".join([f"{reply['host']}: {reply['result']}", *vms]), args)
     return Exit.OK
+
+
+def _health(args: argparse.Namespace) -> int:
+    reply = ask(args, "health")
+    emit(reply, lambda: health_text.render(reply, sys.stdout.isatty()), args)
+    return health_text.exit_code(reply)
 
 
 def _pause(args: argparse.Namespace) -> int:

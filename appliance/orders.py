@@ -93,7 +93,9 @@ class Orders:
             waiting.set_result(answer.ok or {})
 
     async def _do(self, order: _Order) -> None:
-        log.info("%s orders: %s %s", self._peer.name, order.verb[:40], order.args)
+        quiet = order.verb == "health"  # asked again and again
+        log.log(logging.DEBUG if quiet else logging.INFO, "%s orders: %s %s", self._peer.name, order.verb[:40],
+                order.args)
         try:
             verb = self._verbs.get(order.verb)
             if verb is None:

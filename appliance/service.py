@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -20,10 +21,12 @@ from appliance.arbiter import NoArbiter
 from appliance.control import ControlServer
 from appliance.exits import Exit
 from appliance.firewall import Firewall
+from appliance.health.health import Health
+from appliance.health.machines import Guest
+from appliance.health.report import Report
 from appliance.orders import Orders
 from appliance.outlook import Outlook
 from appliance.peer import Peer
-from appliance.placement import Condition
 from appliance.protection import Protection
 from appliance.verbs import Verbs
 from appliance.watched import is_defect, watched
@@ -49,11 +52,14 @@ class Service:
         self.vms = {name: Protection(name, vm, config, self.peer, arbiter) for name, vm in config.vm.items()}
         self._firewall = Firewall(config, self._open_fronts)
         self._by_id = {vm_id(name): vm for name, vm in self.vms.items()}
-        self._outlook = Outlook(self.peer, self.vms, Condition, lambda _: "")
+        self._outlook = Outlook(self.peer, self.vms, lambda: self._health.fitness().condition(), lambda _: "")
+        self._health = Health(config, self.peer.links, self._guests, self._outlook.changed)
+        self._report = Report(config.host.name, config.peer.name, self._health)
         verbs = Verbs(config.host.name, config.peer.name, self.vms, self._outlook.drained)
-        self._orders = verbs.orders = Orders(self.peer, verbs.table())
+        table = {**verbs.table(), "health": self._report.verb}
+        self._orders = verbs.orders = self._report.orders = Orders(self.peer, table)
         own = {"status": self._status, "epochs": self._epochs}
-        self._control = ControlServer(config.control_path, {**own, **verbs.table()})
+        self._control = ControlServer(config.control_path, {**own, **table})
 
     async def run(self, ready_fd: int | None = None) -> int:
         """Run until SIGTERM or SIGINT, or until a defect shows; returns an exit code.
@@ -81,7 +87,8 @@ class Service:
                 await vm.start()
             await self._control.start()
             self.peer.start()
-            outlook = watched(self._outlook.run(), "outlook")
+            looking = [watched(self._outlook.run(), "outlook"), watched(self._health.run(), "health"),
+                       watched(self._report.run(), "report")]
             gc.freeze()  # what lives as long as the service need not be looked at by each collection
             log.info("host %s is ready, its peer is %s", self._config.host.name, self._config.peer.name)
             if ready_fd is not None:
@@ -90,7 +97,8 @@ class Service:
                 os.close(ready_fd)
             await stop.wait()
             log.info("stopping")
-            outlook.cancel()
+            for task in looking:
+                task.cancel()
             await self._give_away()
             for vm in self.vms.values():
                 vm.post(core.Leaving())
@@ -107,6 +115,12 @@ class Service:
     def _open_fronts(self) -> list[str]:
         fronts = {name: vm.machine.front for name, vm in self.vms.items()}
         return [name for name, front in fronts.items() if front is not None and front.is_open]
+
+    def _guests(self) -> Iterator[Guest]:
+        for name, vm in self.vms.items():
+            last = vm.journal.epochs[-1] if vm.machine.primary is not None and vm.journal.epochs else None
+            answer = (last.stopped_at + last.pause, last.resume) if last is not None else None
+            yield Guest(name, vm.machine.qemu, answer)
 
     async def _give_away(self) -> None:
         """Protected VMs go to the peer in good order; what cannot go is taken over, or ends."""

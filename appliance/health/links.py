@@ -42,7 +42,7 @@ class Links:
     def __init__(self, links: Sequence[Link], health: Health) -> None:
         self.interval = health.interval
         self._links = links
-        self._assess = Assessor(self.name, health.rounds, health.settle)
+        self._assess = Assessor(self.name, health.rounds, settle=0.0)  # a link is as it is
         self._counter = Counter()
         self._rtt, self._jitter, self._loss = map(Rule, (health.rtt_warn, health.jitter_warn, health.loss_warn))
         self._trips: dict[str, float] = {}

@@ -25,7 +25,7 @@ _SIOCGIFADDR, _SIOCGIFHWADDR = 0x8915, 0x8927
 _SO_ATTACH_FILTER = 26
 _ARP = struct.Struct("!6s6sHHHBBH6s4s6s4s")
 # Load the half-word at 20, the operation; pass replies (2) whole, nothing else.
-_REPLIES_ONLY = struct.pack("=HBBI" * 4, 0x28, 0, 0, 20, 0x15, 0, 1, 2, 0x06, 0, 0, 0xFFFF, 0x06, 0, 0, 0)
+_REPLIES_ONLY = struct.pack("=" + "HBBI" * 4, 0x28, 0, 0, 20, 0x15, 0, 1, 2, 0x06, 0, 0, 0xFFFF, 0x06, 0, 0, 0)
 _SOURCE = "ARP"
 
 

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The way out of each production bridge: the carriers of its uplinks, and how many frames they spoil.
 
-A carrier that goes is seen by the next look, or sooner by the kernel's event (which it may batch for a second).
+A carrier that goes is seen by the next look at the carriers, or sooner by the kernel's event (which it may batch for
+a second). Both cost a few us; whatever differs then is read at once.
 """
 
 from __future__ import annotations
 
-import time
+import asyncio
 from collections.abc import Callable
 
 from appliance.carrier import CarrierWatch
@@ -23,61 +24,62 @@ _COUNTERS = "IFLA_STATS64"
 
 
 class Uplinks:
-    """The monitor `uplink`. `woken` is called when a carrier may have changed: `read` is due."""
+    """The monitor `uplink`. `woken` is called when a carrier has changed: `read` is due."""
 
     name = "uplink"
 
     def __init__(self, bridges: list[str], health: Health, woken: Callable[[], None]) -> None:
-        self.interval = health.carrier_interval
-        self._bridges, self._named, self._refresh = bridges, health.uplink, health.interval
+        self.interval, self._look_every = health.interval, health.carrier_interval
+        self._bridges, self._named = bridges, health.uplink
         self._assess = Assessor(self.name, health.rounds, health.settle)
         self._errors = Rule(health.errors_warn, health.errors_max)
         self._drops = Rule(health.drops_warn)
         self._counter = Counter()
-        self._woken, self._stale, self._listed = woken, True, 0.0
-        self._watch = CarrierWatch(self._changed)
+        self._woken = woken
+        self._watch = CarrierWatch(self._compare)
         self._present: dict[str, bool] = {}
         self._ports: dict[str, list[str]] = {bridge: [] for bridge in bridges}
-        self._spoilt: list[Reading] = []
+        self._carriers: dict[str, bool] = {}
+        self._timer: asyncio.TimerHandle | None = None
 
     def close(self) -> None:
         self._watch.close()
+        if self._timer is not None:
+            self._timer.cancel()
 
-    def _changed(self) -> None:
-        self._stale = True
-        self._woken()
+    def _look(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(self._look_every, self._look)
+        self._compare()
+
+    def _compare(self) -> None:
+        if any(self._watch.carrier(port) is not well for port, well in self._carriers.items()):
+            self._woken()
 
     async def read(self) -> list[Reading]:
-        now = time.monotonic()
-        if self._stale or now - self._listed >= self._refresh:
-            error = self._list(count=now - self._listed >= self._refresh, now=now)
-            if error:
-                return [self._assess.unknown(f"{bridge} carrier", error, _CARRIER) for bridge in self._bridges]
-        return [*map(self._carrier, self._bridges), *self._spoilt]
-
-    def _list(self, *, count: bool, now: float) -> str:
-        """Look which ports there are; with `count`, at their counters. Returns why that cannot be known."""
+        if self._timer is None:
+            self._look()
         try:
             devices = rtnl.devices()
         except OSError as error:
-            return f"the kernel does not list its network devices: {error}"
-        self._stale = False
-        if count:
-            self._listed, self._spoilt = now, []
-        indexes = {device.name: device.index for device in devices}
-        self._present = {bridge: any(one.up for one in devices if one.name == bridge) for bridge in self._bridges}
-        for bridge in self._bridges:
-            ports = [device for device in devices if device.master and device.master == indexes.get(bridge)
-                     and (device.name in self._named if self._named else device.kind not in OURS)]
-            for port in ports if count else ():
-                self._spoilt += self._counters(port)
-            # One that is gone is missed: a NIC that fell off its bus has no carrier either.
-            self._ports[bridge] = sorted({*self._ports[bridge], *(port.name for port in ports)})
-        return ""
+            reason = f"the kernel does not list its network devices: {error}"
+            return [self._assess.unknown(f"{bridge} carrier", reason, _CARRIER) for bridge in self._bridges]
+        spoilt = [reading for bridge in self._bridges for reading in self._list(bridge, devices)]
+        self._carriers = {port: self._watch.carrier(port) for ports in self._ports.values() for port in ports}
+        return [*map(self._carrier, self._bridges), *spoilt]
+
+    def _list(self, bridge: str, devices: list[rtnl.Device]) -> list[Reading]:
+        """Look which ports the bridge has, and at their counters."""
+        found = next((device for device in devices if device.name == bridge), None)
+        self._present[bridge] = found is not None and found.up
+        ports = [device for device in devices if found is not None and device.master == found.index
+                 and (device.name in self._named if self._named else device.kind not in OURS)]
+        # One that is gone is missed: a NIC that fell off its bus has no carrier either.
+        self._ports[bridge] = sorted({*self._ports[bridge], *(port.name for port in ports)})
+        return [reading for port in ports for reading in self._counters(port)]
 
     def _carrier(self, bridge: str) -> Reading:
         ports = self._ports[bridge]
-        dead = [port for port in ports if not self._watch.carrier(port)]
+        dead = [port for port in ports if not self._carriers[port]]
         here = self._present.get(bridge, False)
         if not ports and here:
             return self._assess.unknown(f"{bridge} carrier", "no uplink is a port of the bridge", _CARRIER)
