@@ -15,13 +15,15 @@ from appliance.core import Conditions
 
 
 class Condition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a host says of itself. `reasons`: what is wrong, for people; `drained`: no VM is to come to it."""
+    """What a host says of itself. `reasons`: what is wrong, for people; `drained`: no VM is to come to it;
+    `doubtful`: parts that are well but may not be for long, so no VM comes to it for their sake."""
 
     uplink: bool = True
     disk: bool = True
     rest: bool = True
     drained: bool = False
     reasons: tuple[str, ...] = ()
+    doubtful: frozenset[str] = frozenset()
 
     @property
     def broken(self) -> frozenset[str]:
@@ -34,6 +36,7 @@ def judge(here: Condition, there: Condition | None, unfit: str) -> Conditions:
     if there is None:
         return Conditions(unfit=unfit)
     wrong = "; ".join(here.reasons) or ", ".join(sorted(here.broken))
-    better = bool(here.broken) and there.broken < here.broken and not there.drained and not unfit
+    doubted = there.broken | there.doubtful
+    better = bool(here.broken) and doubted < here.broken and not there.drained and not unfit
     shunt = "uplink" in here.broken and "uplink" not in there.broken and not better
     return Conditions(unfit, f"{wrong}: the peer is better off" if better else "", shunt)

@@ -23,12 +23,14 @@ MOST = 8
 
 @dataclass(frozen=True)
 class Fitness:
-    """Is each part well enough for a VM? `reasons`: what is not, for people."""
+    """Is each part well enough for a VM? `reasons`: what is not, for people. `doubtful`: parts that are, but have not
+    been lately, or may not be for long: nothing comes here for their sake."""
 
     uplink: bool = True
     disk: bool = True
     rest: bool = True
     reasons: tuple[str, ...] = ()
+    doubtful: frozenset[str] = frozenset()
 
     @property
     def whole(self) -> bool:
@@ -36,12 +38,14 @@ class Fitness:
 
     def condition(self) -> Condition:
         """The same, as hosts tell it to each other."""
-        return Condition(self.uplink, self.disk, self.rest, reasons=self.reasons)
+        return Condition(self.uplink, self.disk, self.rest, reasons=self.reasons, doubtful=self.doubtful)
 
 
 def fitness(readings: Iterable[Reading]) -> Fitness:
     """Of the host that has these readings."""
-    failed = [reading for reading in readings if reading.state is State.FAILED and reading.component in PARTS]
+    weighed = [reading for reading in readings if reading.component in PARTS]
+    failed = [reading for reading in weighed if reading.state is State.FAILED]
+    doubtful = frozenset(PARTS[reading.component] for reading in weighed if reading.doubtful)
     parts = {PARTS[reading.component] for reading in failed}
     reasons = tuple(f"{reading.subject}: {reading.reason}"[:LONGEST] for reading in failed[:MOST])
-    return Fitness("uplink" not in parts, "disk" not in parts, "rest" not in parts, reasons)
+    return Fitness("uplink" not in parts, "disk" not in parts, "rest" not in parts, reasons, doubtful - parts)

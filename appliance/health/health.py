@@ -98,15 +98,13 @@ class Health:
         self._wake.clear()
 
     def _take(self, name: str, readings: list[Reading]) -> None:
-        before = {(one.component, one.subject): one.state for one in self._readings.get(name, ())}
+        before = {(one.component, one.subject): one for one in self._readings.get(name, ())}
         self._readings[name] = readings
-        worse = False
         for one in readings:
-            was = before.get((one.component, one.subject), State.OK)
-            if one.state is not was:
-                worse = worse or State.FAILED in (one.state, was)
-                _tell(one, was)
-        if worse:
+            was = before.get((one.component, one.subject))
+            if one.state is not (was.state if was is not None else State.OK):
+                _tell(one, was.state if was is not None else State.OK)
+        if any(one.doubtful or one.state is State.FAILED for one in (*before.values(), *readings)):
             self._weigh()
 
     def _weigh(self) -> None:

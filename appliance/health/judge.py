@@ -2,8 +2,8 @@
 """From a value and its thresholds to a state that does not flap. Pure.
 
 Two things keep a state steady. A value that has crossed a threshold must come back by a fifth of it (`EASE`) before
-it counts as back. And a part is `failed` only after several bad readings in a row, and well again only after a while
-without one; until then it is `warn`.
+it counts as back. And a part is `failed` only after several bad readings in a row, and `ok` again only after a while
+without one. In between it is `warn`, and doubtful: no reason to leave the host, but none to come to it either.
 """
 
 from __future__ import annotations
@@ -40,13 +40,18 @@ class Rule:
 class Verdict:
     """What is held of one thing. Times are monotonic seconds.
 
-    bad: readings in a row at the level of failure. well: since when none was, while still held for failed.
+    bad: readings in a row at the level of failure. well: since when none was, after a failure, until it is forgotten.
     """
 
     state: State
     since: float
     bad: int = 0
     well: float | None = None
+
+    @property
+    def doubtful(self) -> bool:
+        """May it be about to fail, or has it failed lately?"""
+        return self.state is State.WARN and (self.bad > 0 or self.well is not None)
 
 
 def level(value: float, rule: Rule, held: State = State.OK) -> State:
@@ -64,20 +69,20 @@ def level(value: float, rule: Rule, held: State = State.OK) -> State:
 def judge(before: Verdict | None, found: State, now: float, *, rounds: int, settle: float) -> Verdict:
     """The verdict after a reading at level `found`.
 
-    `rounds` readings of `failed` in a row make the verdict failed, the first ones a warning; from failed it comes
-    back when there was none for `settle` seconds. What is not known any more is not known at once.
+    `rounds` readings of `failed` in a row make the verdict failed, the first ones a warning; a warning it is after a
+    failure too, for `settle` seconds. What is not known any more is not known at once.
     """
     held = before.state if before is not None else None
     bad = (before.bad if before is not None else 0) + 1 if found is State.FAILED else 0
     well: float | None = None
     if found is State.FAILED:
         state = State.FAILED if bad >= rounds or held is State.FAILED else State.WARN
-    elif held is State.FAILED and found is not State.UNKNOWN:
-        well = before.well if before is not None and before.well is not None else now
-        state = found if now - well >= settle else State.FAILED
-    else:
+    elif found is State.UNKNOWN or before is None:
         state = found
-    if state is not State.FAILED:
-        well = None
+    else:
+        well = now if held is State.FAILED else before.well
+        if well is not None and now - well >= settle:
+            well = None
+        state = found if well is None else State.WARN
     since = before.since if before is not None and state is held else now
     return Verdict(state, since, bad, well)

@@ -46,20 +46,22 @@ class Assessor:
               digits: int = 3) -> Reading:
         """A reading of a measured value; `reason` is told when it is not ok."""
         held = self._held[subject][0].state if subject in self._held else State.OK
-        state, since = self._judge(subject, level(value, rule, held), rule.rounds)
+        verdict, since = self._judge(subject, level(value, rule, held), rule.rounds)
+        state = verdict.state
         threshold = rule.words(unit)
         if state is not State.OK and not reason:
             reason = f"{round(value, digits):g} {unit}".rstrip() + f" ({threshold})"
         return Reading(self._component, subject, state, round(value, digits), unit, threshold, source,
-                       "" if state is State.OK else reason, since)
+                       "" if state is State.OK else reason, since, verdict.doubtful)
 
     def found(self, subject: str, found: State, *, source: str = "", reason: str = "", value: float | None = None,
               unit: str = "", threshold: str = "", rounds: int | None = None) -> Reading:
         """A reading whose state needs no threshold."""
-        state, since = self._judge(subject, found, rounds)
-        if state is State.FAILED and found is not State.FAILED and not reason:
-            reason = "well again, for too short a time to count"
-        return Reading(self._component, subject, state, value, unit, threshold, source, reason, since)
+        verdict, since = self._judge(subject, found, rounds)
+        if verdict.state is State.WARN and found is State.OK:
+            reason = "well again, but only just"
+        return Reading(self._component, subject, verdict.state, value, unit, threshold, source, reason, since,
+                       verdict.doubtful)
 
     def unknown(self, subject: str, reason: str, source: str = "") -> Reading:
         """A reading of what cannot be measured here."""
@@ -69,13 +71,13 @@ class Assessor:
         """The subject is gone for good."""
         self._held.pop(subject, None)
 
-    def _judge(self, subject: str, found: State, rounds: int | None) -> tuple[State, float]:
+    def _judge(self, subject: str, found: State, rounds: int | None) -> tuple[Verdict, float]:
         before, since = self._held.get(subject, (None, 0.0))
         after = judge(before, found, self._clock(), rounds=rounds or self._rounds, settle=self._settle)
         if before is None or after.state is not before.state:
             since = round(self._wall(), 3)
         self._held[subject] = after, since
-        return after.state, since
+        return after, since
 
 
 class Counter:

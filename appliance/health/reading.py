@@ -23,6 +23,7 @@ class Reading(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     value: in `unit`; None when there is none. threshold: what makes it warn or fail, in words. source: where the
     value was read. reason: what is wrong, or why nothing is known. since: UNIX seconds since when it is in `state`.
+    doubtful: it warns because it has failed lately, or was as bad as that once, but not yet in a row.
     """
 
     component: str
@@ -34,6 +35,7 @@ class Reading(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     source: str = ""
     reason: str = ""
     since: float = 0.0
+    doubtful: bool = False
 
 
 def worst(states: Iterable[State]) -> State:
