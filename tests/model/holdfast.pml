@@ -17,7 +17,7 @@
 #define MOVES 0
 #endif
 #ifndef WAY
-#define WAY 4               /* messages under way in each direction, at most */
+#define WAY 8               /* messages under way in each direction, at most */
 #endif
 #define TERMS 12            /* no term ever gets that high: checked */
 
@@ -72,12 +72,15 @@ byte wanted_role[2];
 bit retry[2];
 bit word[2];                /* needs_word */
 bit doubt[2];               /* in_doubt */
+bit alone[2];               /* HANDED: the arbiter granted the term that the peer takes without this host's word */
 bit up[2];                  /* peer_up: this end of the session stands */
 byte peer[2];               /* its phase as last told; 0: not known */
 byte peer_term[2];
 byte peer_last[2];
 byte peer_role[2];
 bit peer_settled[2];
+byte peer_copy[2];
+byte copy[2];               /* which replica this is, of those that the host began */
 
 /* Its world. */
 byte disk_term[2];
@@ -129,6 +132,7 @@ hidden byte current;
 #define home (me == 0)
 #define copy_here(h) ((vm[h] && wrote[h]) || (replica[h] == 3 && kept[h]))
 #define any_copy(h)  (vm[h] || replica[h] == 3)
+#define told_of(h) (last[h] + 4 * role_of(h) + (!len(writes[h]) -> 16 : 0) + 32 * copy[h])
 #define speaks(h)    (free[h] || (hold[h] && vm[h] && lease[h]))
 #define role_of(h) (in_running(phase[h]) || (phase[h] == ASKING && primary[h]) -> PRIMARY : \
                     (in_replica(phase[h]) || phase[h] == ASKING -> BACKUP : NONE))
@@ -194,7 +198,7 @@ inline stop_vm() {
 }
 
 inline enter(p) {
-    phase[me] = p; retry[me] = 0; wanted[me] = 0; wanted_role[me] = 0; doubt[me] = 0; primary[me] = 0; tell = 1;
+    phase[me] = p; retry[me] = 0; wanted[me] = 0; wanted_role[me] = 0; doubt[me] = 0; alone[me] = 0; primary[me] = 0; tell = 1;
     if
     :: p != ASKING && p != TAKING && p != FENCING -> word[me] = 0
     :: else
@@ -267,7 +271,13 @@ inline give_up() { enter(WAITING); stop_vm() }
 
 inline handed_hears() {
     if
+#ifndef BUG_NEVER_GIVES_UP
+    :: !wanted[me] && peer[me] == ASKING && peer_role[me] == PRIMARY && peer_term[me] > term[me] -> give_up()
+    :: wanted[me] || peer[me] == STANDBY ||
+       (peer[me] == ASKING && !(peer_role[me] == PRIMARY && peer_term[me] > term[me]))
+#else
     :: wanted[me] || peer[me] == STANDBY || peer[me] == ASKING
+#endif
     :: else ->
         if
         :: in_claiming(peer[me]) ->
@@ -307,6 +317,31 @@ inline look_again() {           /* SOLO just now */
 
 inline speak_alone() { enter(SOLO); speak(); look_again() }
 
+#ifdef BUG_NO_LEASE_WAIT
+#define must_wait (false)
+#else
+#define must_wait (!up[me] && lease[you])
+#endif
+
+inline vm_running() {
+    if
+    :: (phase[me] == TAKING || phase[me] == FENCING) ->
+        if
+        :: word[me] && !in_silent(peer[me]) -> enter(FENCING)
+        :: else ->
+            if
+            :: must_wait -> enter(FENCING); retry[me] = 1
+#ifndef BUG_OLD_TERM
+            :: !must_wait && peer_term[me] > term[me] -> enter(FENCING); claim()
+#endif
+            :: else -> speak_alone()
+            fi
+        fi
+    :: phase[me] == STARTING -> speak_alone()
+    :: else
+    fi
+}
+
 inline drop_replica() { enter(WAITING); stop_vm(); who_starts() }
 
 inline whole_replica_hears() {
@@ -338,7 +373,8 @@ inline peer_says() {
     :: (phase[me] == PROTECTED || phase[me] == HANDOVER) && (in_lost(peer[me]) || peer[me] == RECEIVING) ->
         backup_lost(); solo_hears()
     :: phase[me] == HANDED || phase[me] == YIELDED -> handed_hears()
-    :: phase[me] == FENCING && word[me] && in_silent(peer[me]) && !wanted[me] -> speak_alone()
+    :: phase[me] == FENCING && word[me] && in_silent(peer[me]) && !wanted[me] ->
+        vm_running()
     :: phase[me] == ASKING && primary[me] ->
         if
 #ifdef BUG_SPEAK_BESIDE_REPLICA
@@ -346,7 +382,12 @@ inline peer_says() {
 #else
         :: !wanted[me] && (in_lost(peer[me]) || peer[me] == RECEIVING) ->
 #endif
-            enter(SOLO); speak(); solo_hears()
+            if
+#ifndef BUG_OLD_TERM
+            :: peer_term[me] > term[me] -> claim()      /* the peer spoke under a newer one and lost it */
+#endif
+            :: else -> enter(SOLO); speak(); solo_hears()
+            fi
         :: else
         fi
     :: (phase[me] == ASKING && !primary[me]) || phase[me] == STANDBY -> whole_replica_hears()
@@ -363,24 +404,6 @@ inline peer_silent() {
     :: (phase[me] == STANDBY || (phase[me] == ASKING && !primary[me])) && !wanted[me] -> enter(ASKING)
     :: phase[me] == JOINING || phase[me] == RECEIVING -> enter(WAITING); stop_vm()
     :: phase[me] == YIELDED -> doubt[me] = 1
-    :: else
-    fi
-}
-
-#ifdef BUG_NO_LEASE_WAIT
-#define must_wait (false)
-#else
-#define must_wait (!up[me] && lease[you])
-#endif
-
-inline vm_running() {
-    if
-    :: (phase[me] == TAKING || phase[me] == FENCING) && word[me] && !in_silent(peer[me]) -> enter(FENCING)
-    :: (phase[me] == TAKING || phase[me] == FENCING) && !(word[me] && !in_silent(peer[me])) && must_wait ->
-        enter(FENCING); retry[me] = 1
-    :: (phase[me] == TAKING || phase[me] == FENCING) && !(word[me] && !in_silent(peer[me])) && !must_wait ->
-        speak_alone()
-    :: phase[me] == STARTING -> speak_alone()
     :: else
     fi
 }
@@ -419,7 +442,7 @@ inline tick() {
     retry[me] = 0;
     if
     :: phase[me] == FAILED -> enter(WAITING); who_starts()
-    :: phase[me] == FENCING && !word[me] -> speak_alone()
+    :: phase[me] == FENCING && !word[me] -> vm_running()
     :: (phase[me] == HANDED || phase[me] == YIELDED) && in_speaking(peer[me]) -> give_up(); who_starts()
     :: !(phase[me] == FAILED || (phase[me] == FENCING && !word[me]) ||
          ((phase[me] == HANDED || phase[me] == YIELDED) && in_speaking(peer[me])) ||
@@ -434,7 +457,7 @@ inline begin() { tell = 0 }
 
 inline done() {
     if
-    :: tell -> send(phase[me], term[me], last[me] + 4 * role_of(me) + (!len(writes[me]) -> 16 : 0))
+    :: tell -> send(phase[me], term[me], told_of(me))
     :: else
     fi;
     judge()
@@ -444,10 +467,14 @@ inline message() {
     if
     :: kind < SYNC ->
         peer[me] = kind; peer_term[me] = its_term;
-        peer_last[me] = what & 3; peer_role[me] = (what >> 2) & 3; peer_settled[me] = what >> 4;
+        peer_last[me] = what & 3; peer_role[me] = (what >> 2) & 3; peer_settled[me] = (what >> 4) & 1; peer_copy[me] = what >> 5;
         peer_says()
     :: kind >= SYNC && its_term != term[me]             /* the older term is refused */
+#ifdef BUG_STALE_COPY
     :: kind == SYNC && its_term == term[me] && replica[me] ->
+#else
+    :: kind == SYNC && its_term == term[me] && replica[me] && what == copy[me] ->
+#endif
         if
         :: phase[me] == STANDBY -> enter(RECEIVING)
         :: else
@@ -460,7 +487,7 @@ inline message() {
         if
         :: replica[me] == 2 && phase[me] == RECEIVING ->
             enter(STANDBY);
-            send(STANDBY, term[me], last[me] + 4 * BACKUP + (!len(writes[me]) -> 16 : 0)); tell = 0
+            send(STANDBY, term[me], told_of(me)); tell = 0
         :: else
         fi;
         replica[me] = 3;
@@ -481,7 +508,7 @@ inline message() {
 #define can     (alive && room)
 
 inline forget_session() {
-    up[me] = 0; peer[me] = 0; peer_term[me] = 0; peer_last[me] = 0; peer_role[me] = 0; peer_settled[me] = 0;
+    up[me] = 0; peer[me] = 0; peer_term[me] = 0; peer_last[me] = 0; peer_role[me] = 0; peer_settled[me] = 0; peer_copy[me] = 0;
     do
     :: len(to[me]) -> to[me]?_, _, _
     :: else -> break
@@ -498,7 +525,7 @@ inline crash() {
     lose_copy(1); shut(); job[me] = 0;
     sync[me] = 0; flight[me] = 0; flying[me] = 0; sent[me] = 0;
     phase[me] = DEAD; term[me] = 0; last[me] = 0; primary[me] = 0; wanted[me] = 0; wanted_role[me] = 0;
-    retry[me] = 0; word[me] = 0; doubt[me] = 0; lease[me] = 0; granted[me] = 0; stalled[me] = 0;
+    retry[me] = 0; word[me] = 0; doubt[me] = 0; alone[me] = 0; lease[me] = 0; granted[me] = 0; stalled[me] = 0; copy[me] = 0;
     judge()
 }
 
@@ -514,7 +541,13 @@ end:
         persisted(); done() }
     :: d_step { can && granted[me] -> begin();
         if
-        :: asks(me) && granted[me] > term[me] -> persist(granted[me], PRIMARY);
+#ifndef BUG_TERM_SKIPPED
+        :: asks(me) && phase[me] == HANDED && granted[me] == term[me] + 1 -> alone[me] = 1
+        :: asks(me) && !(phase[me] == HANDED && granted[me] == term[me] + 1) && granted[me] > term[me] ->
+#else
+        :: asks(me) && granted[me] > term[me] ->
+#endif
+            persist(granted[me], PRIMARY);
 #ifdef BUG_SPEAK_BEFORE_PERSIST
             persisted()
 #endif
@@ -531,13 +564,17 @@ end:
     :: d_step { me == 0 && wire && !up[0] && !up[1] && phase[0] && phase[1] && !stalled[0] && !stalled[1] ->
         begin();
         up[0] = 1; up[1] = 1; lease[0] = 1; lease[1] = 1;
-        to[0]!phase[1], term[1], last[1] + 4 * role_of(1) + (!len(writes[1]) -> 16 : 0);
+        to[0]!phase[1], term[1], told_of(1);
         tell = 1; done() }
     :: d_step { lease[me] && !up[you] -> lease[me] = 0 }
 
     /* the witness: a question, its answer; nothing comes while it is away */
     :: d_step { alive && asks(me) && !up[me] && !asked[me] && !granted[me] && witness ->
+#ifdef BUG_TERM_SKIPPED
         asked[me] = term[me] + (phase[me] == HANDED -> 2 : 1) }
+#else
+        asked[me] = term[me] + (alone[me] -> 2 : 1) }
+#endif
     :: d_step { asked[me] ->
         if
         :: witness && (asked[me] > held || (asked[me] == held && holder == me)) ->
@@ -569,7 +606,7 @@ end:
     :: d_step { can && job[me] == START_VM -> begin();
         job[me] = 0; assert(!told); vm[me] = 1; vm_running(); done() }
     :: d_step { can && job[me] == START_REPLICA -> begin();
-        job[me] = 0; replica[me] = 1;
+        job[me] = 0; replica[me] = 1; copy[me]++; assert(copy[me] < 8);
         if
         :: phase[me] == JOINING -> enter(RECEIVING)
         :: else
@@ -590,7 +627,7 @@ end:
         wrote[me] = 1 }
     :: d_step { alive && free[me] && wrote[me] && !told -> tells(); judge() }
     :: d_step { alive && hold[me] && lease[me] && due[me] -> due[me] = 0; tells(); judge() }
-    :: d_step { can && sync[me] == 1 -> send(SYNC, term[me], 0); sync[me] = 2 }
+    :: d_step { can && sync[me] == 1 -> send(SYNC, term[me], peer_copy[me]); sync[me] = 2 }
     :: d_step { can && (sync[me] == 2 || (sync[me] == 3 && !flight[me] && !due[me] && vm[me] == 1 &&
                                           ((wrote[me] && !sent[me]) || job[me] == HAND_OVER))) ->
         begin();
