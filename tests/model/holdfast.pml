@@ -107,6 +107,7 @@ bit flying[2];              /* the epoch in flight has it */
 bit sent[2];                /* some epoch of this replication had it */
 bit due[2];                 /* committed, not yet released */
 bit told;
+bit unshared;               /* it was told by a host alone, and was in no committed epoch since */
 
 /* Links, witness, faults. */
 chan to[2] = [WAY] of { byte, byte, byte };   /* phase or kind; term; what goes with it */
@@ -151,18 +152,14 @@ inline lose_copy(fault) {
     if
     :: told && copy_here(me) && !copy_here(you) ->
         if
-        :: fault && (free[me] || !any_copy(you)) -> told = 0   /* alone, or both copies lost by faults: excused */
-        :: !fault && crashed -> told = 0                       /* the other had said that it goes on, and crashed */
+        :: fault && (unshared || !any_copy(you)) -> told = 0; unshared = 0  /* alone, or both copies lost by faults */
+        :: !fault && crashed -> told = 0; unshared = 0         /* the other had said that it goes on, and crashed */
         :: !fault && !crashed -> assert(false)                 /* a decision threw the only good copy away */
         :: else
         fi
     :: else
     fi;
     vm[me] = 0; replica[me] = 0; wrote[me] = 0; kept[me] = 0; part[me] = 0; torn[me] = 0
-}
-
-inline tells() {                /* a client hears of the write */
-    told = 1
 }
 
 /* --- effects --- */
@@ -433,7 +430,10 @@ inline vm_lost() {
     :: phase[me] == WAITING || phase[me] == FAILED
     :: phase[me] == RECEIVING || phase[me] == STANDBY -> enter(JOINING); stop_vm(); job[me] = START_REPLICA
     :: phase[me] == PROTECTED || phase[me] == HANDOVER || phase[me] == HANDED || phase[me] == YIELDED ->
-        enter(WAITING); stop_vm()
+        enter(WAITING); stop_vm();
+#ifndef BUG_NOT_LOOKED_AGAIN
+        who_starts()
+#endif
     :: else -> enter(FAILED); stop_vm(); retry[me] = 1
     fi
 }
@@ -483,7 +483,7 @@ inline message() {
     :: kind == PART && its_term == term[me] && replica[me] >= 2 ->
         part[me] = 1
     :: kind == COMMIT && its_term == term[me] && replica[me] >= 2 ->
-        part[me] = 0; kept[me] = what;
+        part[me] = 0; kept[me] = what; unshared = unshared && !what;
         if
         :: replica[me] == 2 && phase[me] == RECEIVING ->
             enter(STANDBY);
@@ -625,8 +625,8 @@ end:
     /* the VM, its clients, its epochs */
     :: d_step { alive && vm[me] == 1 && in_speaking(phase[me]) && !told && !wrote[0] && !wrote[1] && !kept[0] && !kept[1] ->
         wrote[me] = 1 }
-    :: d_step { alive && free[me] && wrote[me] && !told -> tells(); judge() }
-    :: d_step { alive && hold[me] && lease[me] && due[me] -> due[me] = 0; tells(); judge() }
+    :: d_step { alive && free[me] && wrote[me] && !told -> told = 1; unshared = 1; judge() }
+    :: d_step { alive && hold[me] && lease[me] && due[me] -> due[me] = 0; told = 1; judge() }
     :: d_step { can && sync[me] == 1 -> send(SYNC, term[me], peer_copy[me]); sync[me] = 2 }
     :: d_step { can && (sync[me] == 2 || (sync[me] == 3 && !flight[me] && !due[me] && vm[me] == 1 &&
                                           ((wrote[me] && !sent[me]) || job[me] == HAND_OVER))) ->
