@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Fixtures of the health tests: an event loop that runs to a moment, and a host with a bridge and a neighbour."""
+"""Fixtures of the health tests: a host with a bridge and a neighbour."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -23,3 +24,11 @@ def stage() -> Iterator[Stage]:
         yield made
     finally:
         made.tear_down()
+
+
+def until(what: str, holds: Callable[[], object], seconds: float = 10.0) -> None:
+    """Wait until `holds()` is true."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
+        time.sleep(0.005)
