@@ -112,6 +112,8 @@ class State:
     conditions: Conditions = Conditions()
     needs_word: bool = False
     """Taken over from a peer that handed the VM over: it may speak when the peer yields, or by a grant."""
+    next_granted: bool = False
+    """HANDED: the arbiter gave this host the term that the peer takes if it has not heard of the handover."""
     in_doubt: bool = False
     """The session ended after the VM was yielded: whether the peer went on is not known."""
     losses: tuple[float, ...] = ()

@@ -87,6 +87,7 @@ from appliance.moves import (
     asks,
     fence,
     give_up,
+    granted,
     hand_over_failed,
     handed_hears,
     handed_loses_sight,
@@ -138,7 +139,7 @@ def step(state: State, event: Event, now: float) -> tuple[State, list[Effect]]:
         case SyncFailed(cause) if state.phase in PROTECTING:
             _sync_failed(turn, cause)
         case Granted(term) if asks(state) and term > state.term:
-            turn.persist(term, Role.PRIMARY)
+            granted(turn, term)
         case Refused(reason) if asks(state):
             turn.set(reason=reason)
             turn.again(now + RETRY)
@@ -206,7 +207,7 @@ def _peer_says(turn: Turn, peer: Peer) -> None:
         case Phase.HANDED | Phase.YIELDED:
             handed_hears(turn, peer)
         case Phase.FENCING if state.needs_word and peer.phase in SILENT and state.wanted is None:
-            _speak_alone(turn)
+            _vm_running(turn)
         case Phase.ASKING if state.asking_from in SPEAKING:
             _asking_primary_hears(turn, peer)
         case Phase.ASKING | Phase.STANDBY:
@@ -245,7 +246,9 @@ def _asking_primary_hears(turn: Turn, peer: Peer) -> None:
     and die, the replica would take over without what clients had been told.
     """
     state = turn.state
-    if state.wanted is None and peer.phase in (*LOST, Phase.RECEIVING):
+    if state.wanted is None and peer.phase in (*LOST, Phase.RECEIVING) and peer.term > state.term:
+        turn.claim(peer)  # it had taken the VM over, and lost it: its reign was later than this host's
+    elif state.wanted is None and peer.phase in (*LOST, Phase.RECEIVING):
         turn.to(Phase.SOLO, "the backup starts anew", Speak(state.term))
         _peer_says(turn, peer)
 
@@ -319,6 +322,9 @@ def _vm_running(turn: Turn) -> None:
     elif taking and turn.now < state.peer_speaks_until:
         turn.to(Phase.FENCING, "silent until the peer's lease has run out")
         turn.again(state.peer_speaks_until)
+    elif taking and state.peer is not None and state.peer.term > state.term:
+        turn.to(Phase.FENCING, "silent until a term above the peer's is on disk")
+        turn.claim(state.peer)
     elif taking or state.phase is Phase.STARTING:
         _speak_alone(turn)
 
@@ -340,6 +346,8 @@ def _vm_lost(turn: Turn, cause: str) -> None:
     turn.to(Phase.WAITING if handed_over else Phase.FAILED, cause, Hold(), StopSync(cause), StopVm(cause))
     if not handed_over:
         turn.again(turn.now + RETRY)
+    elif state.phase in (Phase.HANDED, Phase.YIELDED):
+        who_starts(turn)  # a peer that has the VM already says nothing new
 
 
 def _sync_failed(turn: Turn, cause: str) -> None:
@@ -356,7 +364,7 @@ def _tick(turn: Turn) -> None:
         turn.to(Phase.WAITING, f"trying again after: {state.reason}")
         who_starts(turn)
     elif state.phase is Phase.FENCING and not state.needs_word:
-        _speak_alone(turn)
+        _vm_running(turn)
     elif state.phase in (Phase.HANDED, Phase.YIELDED) and state.peer is not None and state.peer.phase in SPEAKING:
         give_up(turn, "the peer has the VM")
         who_starts(turn)

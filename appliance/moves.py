@@ -7,7 +7,7 @@ A handover, on the host that has the VM, and on the one that gets it:
     STANDBY --------------------------------HANDED--> TAKING_OVER --> FENCING --YIELDED--> SOLO
 
 HANDED is the word that the other may load the VM, YIELDED the word that it may speak. Until then either can be the
-one that goes on: when they lose sight of each other in between, both ask the arbiter for the same term.
+one that goes on: when they lose sight of each other in between, both ask the arbiter, in the end for the same term.
 
 What must never break, and where it is kept:
 
@@ -64,7 +64,9 @@ def hand_over_failed(turn: Turn, cause: str) -> None:
 def handed_hears(turn: Turn, peer: Peer) -> None:
     """HANDED or YIELDED: the peer goes on, or says that it cannot."""
     state = turn.state
-    if state.wanted is not None or peer.phase in (Phase.STANDBY, Phase.ASKING):
+    if state.wanted is None and peer.phase is Phase.ASKING and peer.role is Role.PRIMARY and peer.term > state.term:
+        give_up(turn, f"the peer had taken the VM over under term {peer.term}")
+    elif state.wanted is not None or peer.phase in (Phase.STANDBY, Phase.ASKING):
         pass  # a term is on its way to disk, here or there
     elif peer.phase in CLAIMING:
         if peer.phase is Phase.FENCING and state.phase is Phase.HANDED:
@@ -93,8 +95,18 @@ def asks(state: State) -> bool:
 
 
 def next_term(turn: Turn) -> int:
-    """What to ask the arbiter for. The peer that was handed the VM takes the next term by this host's word."""
-    return turn.state.term + (2 if turn.state.phase is Phase.HANDED else 1)
+    """What to ask the arbiter for."""
+    return turn.state.term + (2 if turn.state.next_granted else 1)
+
+
+def granted(turn: Turn, term: int) -> None:
+    """The arbiter's word. From HANDED it takes two: a peer that did not hear of the handover asks for the next term
+    too, one that did takes that term without asking and asks for the one above it."""
+    if turn.state.phase is not Phase.HANDED or turn.state.next_granted:
+        turn.persist(term, Role.PRIMARY)
+    elif term == turn.state.term + 1:
+        turn.set(next_granted=True)
+        turn.effects.append(Ask(next_term(turn)))
 
 
 def give_up(turn: Turn, reason: str) -> None:

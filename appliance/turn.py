@@ -24,6 +24,7 @@ class Turn:
     def to(self, phase: Phase, reason: str, *effects: Effect, asking_from: Phase | None = None) -> None:
         """Enter a phase. A term still on its way to disk for the phase before is acted on no more."""
         self.set(phase=phase, reason=reason, asking_from=asking_from, retry_at=None, wanted=None, in_doubt=False,
+                 next_granted=False,
                  needs_word=self.state.needs_word and phase in (Phase.ASKING, Phase.TAKING_OVER, Phase.FENCING))
         self.effects += [*effects, Tell()]
 

@@ -53,6 +53,8 @@ class Pair:
         self.hosts = {name: Host(name, name == "alpha") for name in ("alpha", "beta")}
         self.linked = False
         self.grants: dict[int, str] = {}
+        self.reign = (0, "")
+        """The latest: its term, and who spoke under it."""
         self.arbiter = arbiter
         self.now = 0.0
         for host in self.hosts.values():
@@ -88,6 +90,8 @@ class Pair:
 
     def crash(self, host: Host) -> None:
         host.state = None
+        if host.running and not host.outdated and host.free:
+            self.other(host).outdated = False  # spoken alone and lost: what the other has is the latest there is
         host.running = host.replica = host.whole = host.free = host.syncing = host.holding = False
         host.asleep = host.outdated = False
         host.todo.clear()
@@ -115,6 +119,8 @@ class Pair:
                 assert host.disk == (term, Role.PRIMARY), f"{host.name} speaks under a term that is not on disk"
                 assert host.running, f"{host.name} speaks for a VM that does not run"
                 assert not host.outdated, f"{host.name} speaks for a VM that has forgotten what clients saw"
+                assert term > self.reign[0] or (term, host.name) == self.reign, f"{host.name} speaks under an old term"
+                self.reign = (term, host.name)
                 host.free, host.spoke_term, host.holding, host.mute = True, term, False, False
                 self.other(host).outdated = self.other(host).running or self.other(host).whole
             case core.Hold():
