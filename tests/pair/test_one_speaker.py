@@ -48,15 +48,6 @@ def test_a_service_that_stands_still_and_wakes_up(pair: Pair, pause: float) -> N
     assert pair.sound() in ([primary], [primary, backup])
 
 
-def test_a_host_without_its_uplink_does_not_change_hands(pair: Pair) -> None:
-    """The links are well, so the pair is; the VM is heard again when the cable is back."""
-    primary, backup = pair.protected()
-    pair.lab.fault("uplink-down", primary)
-    assert pair.protected() == (primary, backup)
-    pair.heal(primary)
-    pair.sound(primary)
-
-
 @pytest.mark.parametrize("link", ["link-down:0", "link-down:1"])
 def test_one_link_is_enough(pair: Pair, link: str) -> None:
     primary, backup = pair.protected()
