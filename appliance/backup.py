@@ -31,9 +31,9 @@ log = logging.getLogger("holdfast.backup")
 class Backup:
     """See the module. `post` takes what the decision core must hear."""
 
-    def __init__(self, name: str, vm: cfg.Vm, vm_id: int, qemu: Qemu, ram: GuestRam, peer: Peer,
+    def __init__(self, name: str, vm: cfg.Vm, vm_id: int, copy: int, qemu: Qemu, ram: GuestRam, peer: Peer,
                  journal: Journal, post: Callable[[core.Event], None]) -> None:
-        self._name, self._id, self._qemu, self._ram = name, vm_id, qemu, ram
+        self._name, self._id, self._copy, self._qemu, self._ram = name, vm_id, copy, qemu, ram
         self._peer, self._journal, self._post = peer, journal, post
         self.replica = Replica(ram.pages, vm.limits.in_flight + ram.size)
         self.replay = ReplayLog(vm.limits.replay_log)
@@ -43,6 +43,8 @@ class Backup:
     async def message(self, message: Message) -> None:
         """One message of the primary's stream. Raises WireError when it makes no sense."""
         payload = decode_pieces(message)
+        if message.type is Type.SYNC and message.epoch != self._copy:
+            return  # meant for a replica that is gone: the primary will hear of it
         if message.type is Type.SYNC:
             await self._begin(message.term, payload)
         elif message.term != self.replica.term:

@@ -65,7 +65,7 @@ REPLICA = frozenset({Phase.JOINING, Phase.RECEIVING, Phase.STANDBY})
 @dataclass(frozen=True)
 class Peer:
     """What the peer last said of this VM. `last`: the role it remembers; `role`: the one it plays; `settled`: it
-    is not just writing another term."""
+    is not just writing another term; `copy`: the number of its replica."""
 
     phase: Phase
     term: int
@@ -73,6 +73,7 @@ class Peer:
     role: Role
     home: bool
     settled: bool
+    copy: int = 0
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,8 @@ class State:
     """HANDED: the arbiter gave this host the term that the peer takes if it has not heard of the handover."""
     in_doubt: bool = False
     """The session ended after the VM was yielded: whether the peer went on is not known."""
+    copy: int = 0
+    """The number of the replica here, of those begun since this host started: what is meant for another is refused."""
     losses: tuple[float, ...] = ()
     """When the backup was lost lately, monotonic seconds."""
     backoff: float = 30.0
@@ -316,7 +319,9 @@ class StartVm:
 
 @dataclass(frozen=True)
 class StartReplica:
-    """Start a waiting QEMU and an empty replica."""
+    """Start a waiting QEMU and an empty replica, which takes the first copy of this number."""
+
+    copy: int
 
 
 @dataclass(frozen=True)
@@ -343,7 +348,9 @@ class Hold:
 
 @dataclass(frozen=True)
 class StartSync:
-    """Copy the VM to the peer, then keep it protected."""
+    """Copy the VM to the peer, if its replica is still the one of this number, then keep it protected."""
+
+    copy: int
 
 
 @dataclass(frozen=True)

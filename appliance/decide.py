@@ -107,7 +107,7 @@ def step(state: State, event: Event, now: float) -> tuple[State, list[Effect]]:
     turn = Turn(state, now)
     match event:
         case PeerUp():
-            turn.set(peer_up=True, peer=None)
+            turn.set(peer_up=True, peer=None, next_granted=False)  # what is not used may be given back
             turn.effects.append(Tell())
         case PeerDown(reason, doubtful, speaks_until):
             turn.set(peer_up=False, peer=None, peer_speaks_until=speaks_until)
@@ -293,7 +293,7 @@ def _persisted(turn: Turn, term: int, role: Role) -> None:
         case Phase.WAITING if role is Role.PRIMARY:
             turn.to(Phase.STARTING, "starting the VM", StartVm())
         case Phase.WAITING if role is Role.BACKUP and state.peer_up:
-            turn.to(Phase.JOINING, "starting the replica", StartReplica())
+            _join(turn, "starting the replica")
         case Phase.WAITING:
             turn.effects.append(Tell())
             who_starts(turn)
@@ -310,6 +310,13 @@ def _persisted(turn: Turn, term: int, role: Role) -> None:
             _vm_running(turn)
         case Phase.HANDED | Phase.YIELDED:
             turn.to(Phase.SOLO, "the VM is back: the peer could not take it over", Speak(term))
+
+
+def _join(turn: Turn, reason: str) -> None:
+    """Begin a replica. What the peer still sends for the one before must not make this one whole: the peer takes that
+    for lost once it hears of this one, and speaks alone."""
+    turn.set(copy=turn.state.copy + 1)
+    turn.to(Phase.JOINING, reason, StartReplica(turn.state.copy))
 
 
 def _vm_running(turn: Turn) -> None:
@@ -339,7 +346,8 @@ def _vm_lost(turn: Turn, cause: str) -> None:
     if state.phase in (Phase.WAITING, Phase.FAILED, Phase.FENCED):
         return
     if state.phase in REPLICA - {Phase.JOINING}:
-        turn.to(Phase.JOINING, f"the replica's QEMU died: {cause}", StopVm(cause), StartReplica())
+        turn.effects.append(StopVm(cause))
+        _join(turn, f"the replica's QEMU died: {cause}")
         return
     # A backup that hears WAITING from the primary of its term takes over at once.
     handed_over = state.phase in (Phase.PROTECTED, Phase.HANDOVER, Phase.HANDED, Phase.YIELDED)

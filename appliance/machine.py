@@ -83,8 +83,9 @@ class Machine:
     def start_vm(self) -> None:
         self._order(self._start_vm)
 
-    def start_replica(self) -> None:
-        self._order(self._start_replica)
+    def start_replica(self, copy: int) -> None:
+        """A waiting QEMU, for the first copy of this number only."""
+        self._order(lambda: self._start_replica(copy))
 
     def take_over(self, term: int) -> None:
         """Go on under `term` from the last whole epoch; silent until `speak`."""
@@ -178,11 +179,11 @@ class Machine:
             self._become_primary(qemu, ram)
             self._post(core.VmRunning())
 
-    async def _start_replica(self) -> None:
+    async def _start_replica(self, copy: int) -> None:
         life = self._life
         qemu, ram = await self._launch(incoming=True)
         if life == self._life:
-            self.backup = Backup(self.name, self._vm, self._id, qemu, ram, self._peer, self._journal, self._post)
+            self.backup = Backup(self.name, self._vm, self._id, copy, qemu, ram, self._peer, self._journal, self._post)
             self._post(core.ReplicaReady())
 
     async def _take_over(self, term: int) -> None:

@@ -156,10 +156,11 @@ class Primary:
 
     # --- protected: an epoch at a time ---
 
-    def start_sync(self, term: int) -> None:
-        """Copy the VM to the backup, then keep it protected. Reports SyncDone or SyncFailed."""
+    def start_sync(self, term: int, copy: int) -> None:
+        """Copy the VM to the backup's replica of number `copy`, then keep it protected. Reports SyncDone or SyncFailed.
+        """
         previous, self._stopping, self.term = self._replication, asyncio.Event(), term
-        self._replication = watched(self._replicate(term, self._stopping, previous), f"{self._name} replication")
+        self._replication = watched(self._replicate(term, copy, self._stopping, previous), f"{self._name} replication")
 
     def stop_sync(self) -> None:
         """Take no further checkpoint. One under way is finished, so that the VM runs on."""
@@ -169,14 +170,14 @@ class Primary:
         self.replay.stop()
         self.sync = None
 
-    async def _replicate(self, term: int, stopping: asyncio.Event,
+    async def _replicate(self, term: int, copy: int, stopping: asyncio.Event,
                          previous: asyncio.Task[None] | None) -> None:
         if previous is not None:
             await asyncio.wait([previous])
         if stopping.is_set():
             return
         try:
-            await self._first_copy(term, stopping)
+            await self._first_copy(term, copy, stopping)
             await self._epochs(term, stopping)
         except (VmError, OSError, WireError, inject.Injected) as error:
             if not stopping.is_set():  # else its end, even QEMU's, may have been ordered
@@ -196,7 +197,7 @@ class Primary:
             return False
         return True
 
-    async def _first_copy(self, term: int, stopping: asyncio.Event) -> None:
+    async def _first_copy(self, term: int, copy: int, stopping: asyncio.Event) -> None:
         if self._checkpointer is None:
             self.tracker = choose(self._qemu, self._ram, self._vm.tracker)
             self._checkpointer = Checkpointer(self._qemu.monitor, self.tracker, self.tracker.source)
@@ -205,7 +206,7 @@ class Primary:
         self._release_to = None
         self._journal.event("sync-begin", term=term)
         offer = await offer_of(self._qemu, self._ram)
-        self._peer.send(Message(Type.SYNC, self._id, term, 0, (msgspec.json.encode(offer),)))
+        self._peer.send(Message(Type.SYNC, self._id, term, copy, (msgspec.json.encode(offer),)))
         done, begun = 0, time.monotonic()
         async for piece in self._checkpointer.rounds():
             if stopping.is_set() or not await self._peer.room(SYNC_WINDOW):

@@ -42,6 +42,7 @@ class Told(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     role: core.Role
     home: bool
     settled: bool
+    copy: Term = 0
 
 
 class Protection:
@@ -124,8 +125,8 @@ class Protection:
                 self._spawn(self._inform(term))
             case core.StartVm():
                 machine.start_vm()
-            case core.StartReplica():
-                machine.start_replica()
+            case core.StartReplica(copy):
+                machine.start_replica(copy)
             case core.TakeOver():
                 machine.take_over(self.state.term)
             case core.HandOver():
@@ -134,8 +135,8 @@ class Protection:
                 machine.speak(term)
             case core.Hold() if primary is not None:
                 primary.hold()
-            case core.StartSync() if primary is not None:
-                primary.start_sync(self.state.term)
+            case core.StartSync(copy) if primary is not None:
+                primary.start_sync(self.state.term, copy)
             case core.StopSync() if primary is not None:
                 primary.stop_sync()
             case core.StopVm(reason):
@@ -147,7 +148,7 @@ class Protection:
 
     def _tell(self) -> None:
         state = self.state
-        told = Told(state.phase, state.term, state.last, state.role, state.home, not state.writing)
+        told = Told(state.phase, state.term, state.last, state.role, state.home, not state.writing, state.copy)
         self._peer.send(Message(Type.STATE, self.id, state.term, 0, (msgspec.json.encode(told),)))
 
     async def _persist(self, term: int, role: core.Role) -> None:
@@ -215,7 +216,8 @@ class Protection:
         """A message about this VM, in order. Raises WireError when it makes no sense."""
         if message.type is Type.STATE:
             told = understood(decode_pieces(message), Told, "a state")
-            self.post(core.PeerSays(PeerView(told.phase, told.term, told.last, told.role, told.home, told.settled)))
+            self.post(core.PeerSays(PeerView(told.phase, told.term, told.last, told.role, told.home, told.settled,
+                                             told.copy)))
         elif message.type is Type.INBOUND:
             await self.machine.message(message)  # of the VM's last term too, while that one's host forwards
         elif message.term != self.state.term:

@@ -25,7 +25,7 @@ def solo_hears(turn: Turn, peer: Peer) -> None:
                             f"{due - turn.now:.0f} s")
             turn.again(due)
         else:
-            turn.to(Phase.SYNCING, "the first copy is under way", StartSync())
+            turn.to(Phase.SYNCING, "the first copy is under way", StartSync(peer.copy))
     elif peer.term > state.term and peer.phase not in CLAIMING and state.wanted is None:
         turn.claim(peer)  # a reign the peer began and lost: rise above it
     else:

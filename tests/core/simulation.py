@@ -28,6 +28,8 @@ class Host:
     running: bool = False
     replica: bool = False
     whole: bool = False
+    copy: int = 0
+    """The number of the replica here, or of the one that the first copy is meant for."""
     free: bool = False
     """Output goes out as it comes."""
     spoke_term: int = 0
@@ -114,7 +116,8 @@ class Pair:
             case core.Tell():
                 if self.linked and host.state is not None:
                     s = host.state
-                    self.other(host).inbox.append(core.Peer(s.phase, s.term, s.last, s.role, s.home, not s.writing))
+                    self.other(host).inbox.append(core.Peer(s.phase, s.term, s.last, s.role, s.home, not s.writing,
+                                                             s.copy))
             case core.Speak(term):
                 assert host.disk == (term, Role.PRIMARY), f"{host.name} speaks under a term that is not on disk"
                 assert host.running, f"{host.name} speaks for a VM that does not run"
@@ -129,8 +132,8 @@ class Pair:
                 host.free = host.running = host.replica = host.whole = host.syncing = host.holding = False
                 host.outdated = False
                 host.todo = deque(e for e in host.todo if isinstance(e, core.Persist | core.Ask))
-            case core.StartSync():
-                host.syncing = True
+            case core.StartSync(copy):
+                host.syncing, host.copy = True, copy
             case core.StopSync():
                 host.syncing = False
             case core.Inform(term):
@@ -162,8 +165,8 @@ class Pair:
                 self.feed(host, core.VmLost("failed") if fails else core.VmRunning())
             case core.HandOver():
                 self.hand_over(host, fails=fails)
-            case core.StartReplica():
-                host.replica, host.whole = not fails, False
+            case core.StartReplica(copy):
+                host.replica, host.whole, host.copy = not fails, False, copy
                 self.feed(host, core.VmLost("failed") if fails else core.ReplicaReady())
             case core.TakeOver():
                 assert host.whole, f"{host.name} takes over from a replica that is not whole"
@@ -185,11 +188,11 @@ class Pair:
     def first_epoch(self, host: Host) -> None:
         """The primary's first copy ends: it holds from here on, and the backup may be whole."""
         peer = self.other(host)
-        ready = peer.state is not None and peer.replica and peer.state.term == host.state.term if host.state else False
-        if host.syncing and host.running and not host.holding and self.linked and ready:
+        if host.state is not None and host.syncing and host.running and not host.holding and self.linked:
             host.free, host.holding = False, True
-            peer.whole, peer.outdated = True, False
-            self.feed(peer, core.ReplicaWhole())
+            if peer.state is not None and peer.replica and (peer.state.term, peer.copy) == (host.state.term, host.copy):
+                peer.whole, peer.outdated = True, False
+                self.feed(peer, core.ReplicaWhole())
 
     def first_ack(self, host: Host) -> None:
         if host.syncing and host.holding and self.linked and self.other(host).whole:

@@ -133,3 +133,22 @@ def test_yielded_to_a_host_that_a_late_grant_silenced(pair: Pair) -> None:
     works(pair, beta)
     assert not beta.free
     assert found_together(pair)
+
+
+def test_a_first_copy_meant_for_a_replica_that_is_gone() -> None:
+    pair = Pair()
+    pair.relink()
+    alpha, beta = pair.hosts.values()
+    while phase(alpha) is not Phase.SYNCING:
+        for host in (alpha, beta):
+            pair.work(host)
+            pair.deliver(host)
+    pair.kill_vm(beta)
+    pair.work(beta)
+    assert beta.replica and phase(alpha) is Phase.SYNCING  # which has not heard of it
+    pair.first_epoch(alpha)
+    assert not beta.whole
+    while alpha.inbox:
+        pair.deliver(alpha)
+    pair.settle()
+    assert {phase(alpha), phase(beta)} == BOTH
