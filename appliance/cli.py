@@ -103,6 +103,19 @@ def _parser(words: list[str]) -> Parser:
     check.add_argument("directory", type=Path, nargs="?", default=Path(DEFAULT_CONFIG), metavar="DIR", help=DIR_HELP)
     check.set_defaults(run=_check_config)
 
+    witness = commands.add_parser(
+        "witness", help="decide for pairs of hosts that lose sight of each other; for a third machine",
+        epilog=f"A pair's key is DIR/PAIR.key: what arbiter.key_file names on both of its hosts. {EXIT_TEXT}",
+    )
+    witness.add_argument("--listen", default="0.0.0.0:7790", metavar="HOST:PORT", help="UDP; 0.0.0.0:7790 if not given")
+    witness.add_argument("--state-dir", type=Path, default=Path("/var/lib/holdfast-witness"), metavar="DIR",
+                         help="keeps the grants; /var/lib/holdfast-witness if not given")
+    witness.add_argument("--keys", type=Path, default=Path("/etc/holdfast-witness"), metavar="DIR",
+                         help="holds PAIR.key for each pair; /etc/holdfast-witness if not given")
+    witness.add_argument("--make-key", type=Path, metavar="FILE", help="write a new key, and do nothing else")
+    witness.add_argument("--ready-fd", type=int, metavar="N", help="write a line to it once ready")
+    witness.set_defaults(run=_witness)
+
     from appliance import operate
 
     operate.add_commands(commands)
@@ -118,6 +131,17 @@ def _service(args: argparse.Namespace) -> int:
     from appliance import config, service
 
     return service.main(config.load(args.config), ready_fd=args.ready_fd)
+
+
+def _witness(args: argparse.Namespace) -> int:
+    from appliance.arbiter import key, witness
+
+    if args.make_key is not None:
+        key.make(args.make_key)
+        print(f"{args.make_key}: a new key; both hosts of the pair and the witness need it")
+        return Exit.OK
+    witness.main(args.listen, args.state_dir, args.keys, args.ready_fd)
+    return Exit.OK
 
 
 def _status(args: argparse.Namespace) -> int:

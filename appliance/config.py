@@ -17,6 +17,8 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from appliance import toml_tree
+from appliance.arbiter import settings as arbiter
+from appliance.arbiter.settings import Arbiter
 from appliance.health import settings as health_settings
 from appliance.health.settings import Health
 from appliance.settings import Address, Bytes, FilePath, Mac, Seconds, Section
@@ -65,13 +67,6 @@ class Timing(Section, frozen=True, kw_only=True):
     lease_max: Seconds = 0.3  # but never more than this
     backoff: Seconds = 30.0  # the longest that a backup that flaps waits for its next first copy; 0s: not at all
     reconnect: Seconds = 0.1  # between attempts to reach the peer
-
-
-class Arbiter(Section, frozen=True, kw_only=True):
-    """[arbiter]: who decides when the hosts cannot see each other."""
-
-    kind: Literal["none"] = "none"
-    accept_split_brain_risk: bool = False  # without an arbiter: take over on mere silence of the peer
 
 
 class Epoch(Section, frozen=True, kw_only=True):
@@ -262,6 +257,8 @@ def _faults(config: Config) -> Iterator[Fault]:
         yield ("timing", "reconnect"), "must be from 1ms to 1min", "100ms is usual"
     for field, reason, hint in health_settings.faults(config.health, {vm.bridge for vm in config.vm.values()}):
         yield ("health", field), reason, hint
+    for field, reason, hint in arbiter.faults(config.arbiter):
+        yield ("arbiter", field), reason, hint
     for name, vm in config.vm.items():
         for key, reason, hint in _vm_faults(config, name, vm):
             yield ("vm", name, *key), reason, hint

@@ -14,12 +14,14 @@ import msgspec
 
 from appliance import config as cfg
 from appliance import core
-from appliance.arbiter import Answer, Arbiter
+from appliance.arbiter.arbiter import Arbiter
+from appliance.arbiter.grants import Answer
 from appliance.core import Peer as PeerView
 from appliance.core import Phase, Role
 from appliance.decide import step
 from appliance.journal import Journal
 from appliance.machine import Machine
+from appliance.moves import asks
 from appliance.peer import Peer
 from appliance.spoken import Term, understood
 from appliance.term import Reign, TermStore
@@ -28,7 +30,6 @@ from vmlink.wire import Message, Type, decode_pieces, vm_id
 
 log = logging.getLogger("holdfast.protection")
 
-ARBITER_TIMEOUT = 2.0
 RENEW = 1.0
 """Seconds between two questions whether the arbiter's grant still stands, while this host is alone."""
 
@@ -66,6 +67,8 @@ class Protection:
         self._tasks: set[asyncio.Task[None]] = set()
         self.arbiter_answer: Answer | None = None
         """The last one; None when it did not answer."""
+        self._unsettled = True
+        """The arbiter may have granted this host what it did not use: an answer was lost, or a former life's was."""
 
     async def start(self) -> None:
         """Prepare the front, silent. Raises HoldfastError or BpfError."""
@@ -164,34 +167,35 @@ class Protection:
         self.post(core.Persisted(term, role))
 
     async def _ask(self, term: int) -> None:
-        try:
-            answer = await asyncio.wait_for(self._arbiter.ask(self.name, term), ARBITER_TIMEOUT)
-        except (TimeoutError, OSError) as error:
-            self.post(core.Refused(f"the arbiter does not answer: {error}"))
-            return
+        self._unsettled = True
+        answer = await self._arbiter.ask(self.name, term)
         self.post(core.Granted(term) if answer.granted else core.Refused(answer.reason))
 
     async def _inform(self, term: int) -> None:
         """The operator decided; the arbiter is told, and tried no more when it does not answer: `_renew` will."""
-        try:
-            await asyncio.wait_for(self._arbiter.ask(self.name, term, force=True), ARBITER_TIMEOUT)
-        except (TimeoutError, OSError) as error:
-            log.warning("%s: the arbiter could not be told of term %d: %s", self.name, term, error)
+        answer = await self._arbiter.ask(self.name, term, force=True)
+        if not answer.granted:
+            log.warning("%s: the arbiter could not be told of term %d: %s", self.name, term, answer.reason)
 
     async def _renew(self) -> None:
-        """Who speaks asks whether its grant stands, and so tells the arbiter of terms taken without it."""
+        """Who speaks asks whether its grant stands, and so tells the arbiter of terms taken without it. Who was
+        granted what it did not use lets the arbiter know, so that the other host can have it."""
         while True:
             await asyncio.sleep(RENEW)
+            if self._unsettled and self._used() is not None:
+                self._unsettled = False
+                self._unsettled = not await self._arbiter.withdraw(self.name, self._used) or self._unsettled
             term = self.state.term
             if self.state.phase not in core.SPEAKING:
                 continue
-            try:
-                self.arbiter_answer = await asyncio.wait_for(self._arbiter.renew(self.name, term), ARBITER_TIMEOUT)
-            except (TimeoutError, OSError):
-                self.arbiter_answer = None
-            answer = self.arbiter_answer
+            self.arbiter_answer = answer = await self._arbiter.renew(self.name, term)
             if answer is not None and not answer.granted and self.state.term == term:
                 self.post(core.Revoked(answer.reason))
+
+    def _used(self) -> int | None:
+        """The highest term that this host uses; None while it may still use another."""
+        state = self.state
+        return None if asks(state) or state.wanted is not None or state.writing else state.term
 
     async def _tick(self) -> None:
         while True:

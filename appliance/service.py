@@ -17,7 +17,8 @@ import msgspec
 
 from appliance import config as cfg
 from appliance import core
-from appliance.arbiter import NoArbiter
+from appliance.arbiter.arbiter import make as make_arbiter
+from appliance.arbiter.watch import ArbiterWatch
 from appliance.control import ControlServer
 from appliance.exits import Exit
 from appliance.firewall import Firewall
@@ -48,8 +49,9 @@ class Service:
         self._config = config
         window = sum(vm.limits.in_flight for vm in config.vm.values())
         self.peer = Peer(config, self, window)
-        arbiter = NoArbiter(config.arbiter.accept_split_brain_risk)
-        self.vms = {name: Protection(name, vm, config, self.peer, arbiter) for name, vm in config.vm.items()}
+        self._arbiter = make_arbiter(config.arbiter, config.host.name, config.peer.name)
+        self._arbiter_watch = ArbiterWatch(self._arbiter)
+        self.vms = {name: Protection(name, vm, config, self.peer, self._arbiter) for name, vm in config.vm.items()}
         self._firewall = Firewall(config, self._open_fronts)
         self._by_id = {vm_id(name): vm for name, vm in self.vms.items()}
         self._outlook = Outlook(self.peer, self.vms, lambda: self._health.fitness().condition(), lambda _: "")
@@ -88,6 +90,7 @@ class Service:
             await self._control.start()
             self.peer.start()
             looking = [watched(self._outlook.run(), "outlook"), watched(self._health.run(), "health"),
+                       watched(self._arbiter_watch.run(), "arbiter"),
                        watched(self._report.run(), "report")]
             gc.freeze()  # what lives as long as the service need not be looked at by each collection
             log.info("host %s is ready, its peer is %s", self._config.host.name, self._config.peer.name)
@@ -110,6 +113,7 @@ class Service:
             await self.peer.close()
             await self._control.close()
             await self._firewall.close()
+            await self._arbiter.close()
         return Exit.FAILED if defects else Exit.OK
 
     def _open_fronts(self) -> list[str]:
@@ -164,7 +168,7 @@ class Service:
 
     async def _status(self, arguments: dict[str, Any]) -> dict[str, Any]:
         return {"schema": "holdfast.status/1", "host": self._config.host.name, "pid": os.getpid(),
-                "peer": self.peer.status(), "arbiter": self._config.arbiter.kind,
+                "peer": self.peer.status(), "arbiter": self._arbiter_watch.status(),
                 "condition": msgspec.to_builtins(self._outlook.here),
                 "rules": await self._firewall.status(),
                 "vms": {name: vm.status() for name, vm in self.vms.items()}}

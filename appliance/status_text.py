@@ -31,6 +31,10 @@ def _lines(status: dict[str, Any], colour: bool) -> Iterator[str]:
     for link in peer.get("links", []):
         detail = str(link.get("reason", "")) if link.get("rtt_us") is None else f"rtt {link['rtt_us']} us"
         yield _row(f"  {link.get('name')}", _paint(link.get("state"), colour), detail)
+    if arbiter := status.get("arbiter"):
+        silent = arbiter.get("reachable") is False
+        word = _paint("down", colour) if silent else str(arbiter.get("reason"))
+        yield _row(f"arbiter {arbiter.get('kind')}", word, str(arbiter.get("reason")) if silent else "")
     if rules := status.get("rules"):
         yield from _rules_lines(rules, colour)
     for name, vm in sorted(status.get("vms", {}).items()):

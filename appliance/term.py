@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import msgspec
 
+from appliance import durable
 from appliance.core import Role
 from appliance.errors import HoldfastError
 from appliance.spoken import Term
@@ -42,26 +42,4 @@ class TermStore:
 
     def store(self, reign: Reign) -> None:
         """Replace the file atomically; returns when file and directory are on disk. Blocking. Raises OSError."""
-        self._make_directory(self._path.parent)
-        temporary = self._path.with_suffix(".new")
-        with open(temporary, "wb") as file:
-            file.write(msgspec.json.encode(reign))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self._path)
-        self._sync(self._path.parent)
-
-    def _make_directory(self, directory: Path) -> None:
-        if directory.is_dir():
-            return
-        self._make_directory(directory.parent)
-        directory.mkdir(exist_ok=True)
-        self._sync(directory.parent)
-
-    def _sync(self, directory: Path) -> None:
-        """Have the names in `directory` on disk."""
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        durable.replace(self._path, msgspec.json.encode(reign))

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from appliance.arbiter import NoArbiter
+from appliance.arbiter.arbiter import NoArbiter
 from appliance.core import Role
 from appliance.errors import HoldfastError
 from appliance.term import Reign, TermStore
@@ -93,7 +93,7 @@ def test_a_file_that_is_none(tmp_path: Path) -> None:
 def test_a_half_written_successor_does_not_count(tmp_path: Path) -> None:
     store = TermStore(tmp_path, "web1")
     store.store(Reign(7, Role.PRIMARY))
-    (tmp_path / "web1.term.new").write_bytes(b'{"term": 8, "ro')
+    (tmp_path / "web1.term.json.new").write_bytes(b'{"term": 8, "ro')
     assert store.load() == Reign(7, Role.PRIMARY)
     store.store(Reign(9, Role.BACKUP))
     assert store.load() == Reign(9, Role.BACKUP)
@@ -181,7 +181,7 @@ def test_the_kernel_is_asked_in_the_right_order(tmp_path: Path) -> None:
     for name, arguments, result in calls:
         if name == "mkdir" and str(tmp_path) in arguments and result == 0:
             steps.append(f"mkdir {Path(arguments.split(chr(34))[1]).name}")
-        elif name == "write" and "web1.term.new" in arguments:
+        elif name == "write" and "web1.term.json.new" in arguments:
             steps.append("write")
         elif name == "write" and arguments.startswith("1<"):
             steps.append("told")
@@ -191,7 +191,7 @@ def test_the_kernel_is_asked_in_the_right_order(tmp_path: Path) -> None:
             steps.append("sync " + Path(re.findall("<(.*?)>", arguments)[0]).name)
     made = [step for step in steps if step.startswith("mkdir ")]
     assert made[-1] == "mkdir state"
-    stored = ["write", "sync web1.term.new", "rename", "sync state", "told"]
+    stored = ["write", "sync web1.term.json.new", "rename", "sync state", "told"]
     begin = steps.index("write")
     assert steps[begin:] == stored * 2
     first = set(steps[:begin])

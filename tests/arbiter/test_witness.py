@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The witness: what it granted it never forgets, and who has no key gets no word."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from appliance.arbiter import key
+from appliance.arbiter.datagram import LONGEST, Put, Question, Reply, address, peek, seal, unseal
+from appliance.arbiter.grants import Record
+from appliance.arbiter.shelf import MOST, Shelf
+from appliance.arbiter.witness_client import WitnessRegister
+from appliance.errors import BadData, HoldfastError, NoPermission, Unavailable
+from tests.arbiter.conftest import PAIR, WitnessProcess
+
+KEY = b"k" * 32
+
+
+def register(witness: WitnessProcess, *, key_file: Path | None = None, timeout: float = 2.0) -> WitnessRegister:
+    return WitnessRegister(witness.address, PAIR, key_file or witness.key, timeout)
+
+
+def question(put: Put | None = None, *, pair: str = PAIR, vm: str = "web1") -> Question:
+    return Question(secrets.token_hex(16), pair, vm, put)
+
+
+def ask(witness: WitnessProcess, datagram: bytes, seconds: float = 2.0) -> bytes | None:
+    """The answer to a datagram, None for none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.connect(witness.address)
+        sock.settimeout(seconds)
+        sock.send(datagram)
+        try:
+            return sock.recv(4096)
+        except TimeoutError:
+            return None
+
+
+# --- memory -----------------------------------------------------------------------------------------
+
+def test_a_grant_outlives_the_witness(witness: WitnessProcess) -> None:
+    assert asyncio.run(register(witness).swap("web1", 0, Record(7, "alpha")))
+    witness.kill()
+    witness.start()
+    assert asyncio.run(register(witness).read("web1")) == (1, Record(7, "alpha"))
+    assert witness.terminate() == 0
+
+
+def test_it_waits_for_a_witness_that_is_about_to_return(witness: WitnessProcess) -> None:
+    """A question is asked again until the time is up."""
+    witness.kill()
+
+    async def scene() -> tuple[int, Record]:
+        asked = asyncio.ensure_future(register(witness, timeout=10.0).read("web1"))
+        await asyncio.to_thread(witness.start)
+        return await asked
+
+    assert asyncio.run(scene()) == (0, Record())
+
+
+def test_a_full_disk_grants_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shelf = Shelf(tmp_path)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert "No space left" in shelf.put(PAIR, "web1", 0, Record(2, "alpha"))
+    assert shelf.get(PAIR, "web1") == (0, Record())
+    monkeypatch.undo()
+    assert shelf.put(PAIR, "web1", 0, Record(3, "beta")) == ""
+    shelf.close()
+    assert Shelf(tmp_path).get(PAIR, "web1") == (1, Record(3, "beta"))
+
+
+def test_it_never_goes_back(tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path)
+    assert shelf.put(PAIR, "web1", 0, Record(5, "alpha")) == ""
+    assert "another version" in shelf.put(PAIR, "web1", 0, Record(6, "beta"))
+    assert "below" in shelf.put(PAIR, "web1", 1, Record(4, "beta"))
+    assert shelf.get(PAIR, "web1") == (1, Record(5, "alpha"))
+
+
+def test_it_keeps_so_many_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("appliance.arbiter.shelf.MOST", 2)
+    shelf = Shelf(tmp_path)
+    assert [bool(shelf.put(PAIR, f"web{number}", 0, Record(1, "alpha"))) for number in range(3)] == [0, 0, 1]
+    assert shelf.put(PAIR, "web1", 1, Record(2, "alpha")) == "" and MOST > 1000
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[" * 10_000, b'{"pair":"a","vm":"b"}', b"\xff",
+                                     b'{"pair":"other","vm":"web1","version":1,"record":{"term":1,"host":"a"}}'])
+def test_a_grant_that_cannot_be_read_stops_it(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / PAIR).mkdir()
+    (tmp_path / PAIR / "web1.json").write_bytes(content)
+    with pytest.raises(HoldfastError, match="cannot be read") as caught:
+        Shelf(tmp_path)
+    assert "two hosts speak" in caught.value.hint
+
+
+def test_one_witness_at_a_time(witness: WitnessProcess) -> None:
+    second = subprocess.run(witness.command(), capture_output=True, text=True, timeout=20)
+    assert second.returncode == 69 and "another witness uses" in second.stderr
+
+
+# --- keys ---------------------------------------------------------------------------------------------
+
+def test_who_has_another_key_gets_no_word(witness: WitnessProcess, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    key.make(other)
+    with pytest.raises(Unavailable, match="no answer") as caught:
+        asyncio.run(register(witness, key_file=other, timeout=0.3).read("web1"))
+    assert "key of pair" in caught.value.hint
+    assert asyncio.run(register(witness).read("web1")) == (0, Record())
+
+
+def test_a_pair_cannot_speak_for_another(witness: WitnessProcess) -> None:
+    key.make(witness.keys / "other.key")
+    secret = key.load(witness.keys / "other.key")
+    assert ask(witness, seal(question(Put(0, Record(9, "x"))), secret), 0.3) is None
+    answer = ask(witness, seal(question(pair="other"), secret))
+    assert answer is not None and unseal(answer, Reply, secret).record == Record()
+
+
+def test_a_question_that_was_overheard_is_of_no_use(witness: WitnessProcess) -> None:
+    secret = key.load(witness.key)
+    put = seal(question(Put(0, Record(5, "alpha"))), secret)
+    first = unseal(ask(witness, put) or b"", Reply, secret)
+    assert first.done
+    assert asyncio.run(register(witness).swap("web1", 1, Record(6, "beta")))
+    again = unseal(ask(witness, put) or b"", Reply, secret)
+    assert not again.done and again.record == Record(6, "beta")
+
+
+def test_a_question_does_not_pass_for_an_answer() -> None:
+    sealed = seal(question(), KEY)
+    with pytest.raises(BadData, match="another key"):
+        unseal(sealed, Reply, KEY)
+    assert unseal(sealed, Question, KEY).vm == "web1"
+
+
+def test_keys_are_kept_close(tmp_path: Path) -> None:
+    file = tmp_path / "deep" / "key"
+    key.make(file)
+    assert file.stat().st_mode & 0o777 == 0o600 and len(key.load(file)) == 64
+    with pytest.raises(Unavailable, match="already"):
+        key.make(file)
+    file.chmod(0o644)
+    with pytest.raises(Unavailable, match="readable for others"):
+        key.load(file)
+    file.chmod(0o600)
+    file.write_bytes(b"short")
+    with pytest.raises(Unavailable, match="5 bytes"):
+        key.load(file)
+    with pytest.raises((Unavailable, NoPermission)):
+        key.load(tmp_path / "none")
+
+
+# --- strangers ------------------------------------------------------------------------------------------
+
+@given(st.binary(max_size=1500))
+def test_whatever_arrives(data: bytes) -> None:
+    with pytest.raises(BadData):
+        peek(data)
+    with pytest.raises(BadData):
+        unseal(data, Question, KEY)
+
+
+@pytest.mark.parametrize("pair", ["../etc", "a/b", "", "a" * 200, "A", "\x00"])
+def test_a_name_is_no_path(witness: WitnessProcess, pair: str) -> None:
+    assert ask(witness, seal(question(pair=pair), key.load(witness.key)), 0.2) is None
+    assert ask(witness, seal(question(vm=pair), key.load(witness.key)), 0.2) is None
+
+
+def test_a_flood_does_not_keep_a_host_from_its_answer(witness: WitnessProcess) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.connect(witness.address)
+        for number in range(3000):
+            sock.send(os.urandom(number % LONGEST))
+    assert asyncio.run(register(witness).swap("web1", 0, Record(2, "alpha")))
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("192.0.2.5:99", ("192.0.2.5", 99)), ("192.0.2.5", ("192.0.2.5", 7790)), ("[fd00::5]:99", ("fd00::5", 99)),
+    ("fd00::5", ("fd00::5", 7790)), ("witness.example", ("witness.example", 7790)), ("[fd00::5]", ("fd00::5", 7790)),
+])  # fmt: skip
+def test_addresses(text: str, expected: tuple[str, int]) -> None:
+    assert address(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", ":99", "a:0", "a:70000", "a:b"])
+def test_no_addresses(text: str) -> None:
+    with pytest.raises(BadData, match="HOST:PORT"):
+        address(text)
