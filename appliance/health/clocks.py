@@ -15,7 +15,7 @@ from appliance.health.monitor import Assessor, Clock, Lately
 from appliance.health.reading import Reading
 from appliance.health.settings import Health
 
-LOOK = 0.1
+LOOK = 0.25
 """Seconds between two looks at how late this process wakes up."""
 LATELY = 600.0
 """Seconds for which a step or sleep is told."""

@@ -173,7 +173,7 @@ def test_a_service_that_wakes_up_late(hands: Time) -> None:
     async def scene() -> None:
         clocks = hands.clocks(Health())
         await read(clocks)
-        hands.pass_(1.1)
+        hands.pass_(1.25)
         clocks._look()
         seen = (await read(clocks))["wake-up"]
         assert (seen.state, seen.value) == (WARN, 1.0)
