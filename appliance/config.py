@@ -255,7 +255,8 @@ def _faults(config: Config) -> Iterator[Fault]:
         yield ("timing", "backoff"), "must be from 0s to 1h", "30s is usual"
     if not 0.001 <= timing.reconnect <= 60:
         yield ("timing", "reconnect"), "must be from 1ms to 1min", "100ms is usual"
-    for field, reason, hint in health_settings.faults(config.health, {vm.bridge for vm in config.vm.values()}):
+    bridges, guests = {vm.bridge for vm in config.vm.values()}, {ip for vm in config.vm.values() for ip in vm.ip}
+    for field, reason, hint in health_settings.faults(config.health, bridges, guests):
         yield ("health", field), reason, hint
     for field, reason, hint in arbiter.faults(config.arbiter):
         yield ("arbiter", field), reason, hint

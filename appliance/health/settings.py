@@ -70,8 +70,8 @@ _SHARES = ("loss_warn", "pressure_warn", "steal_warn")
 _POSITIVE = ("drops_warn", "rtt_warn", "jitter_warn", "load_warn", "clock_warn", "stall_warn")
 
 
-def faults(health: Health, bridges: set[str]) -> Iterator[Fault]:
-    """Everything in it that cannot work on a host with these production bridges."""
+def faults(health: Health, bridges: set[str], guests: set[str]) -> Iterator[Fault]:
+    """Everything in it that cannot work on a host with these production bridges, and VMs with these addresses."""
     for name, (low, high) in _BOUNDS.items():
         if not low <= getattr(health, name) <= high:
             usual = format_duration(getattr(Health(), name))
@@ -91,15 +91,17 @@ def faults(health: Health, bridges: set[str]) -> Iterator[Fault]:
     for name in _POSITIVE:
         if not 0 < getattr(health, name):
             yield name, "must be above 0", f"the default is {getattr(Health(), name):g}"
-    yield from _probe_faults(health, bridges)
+    yield from _probe_faults(health, bridges, guests)
 
 
-def _probe_faults(health: Health, bridges: set[str]) -> Iterator[Fault]:
+def _probe_faults(health: Health, bridges: set[str], guests: set[str]) -> Iterator[Fault]:
     if len(set(health.probe)) != len(health.probe) or len(health.probe) > 16:
         yield "probe", "has an address twice or more than 16", "two or three that do not fail together are enough"
     for probe in health.probe:
-        _, at, bridge = probe.partition("@")
+        address, at, bridge = probe.partition("@")
         known = ", ".join(sorted(bridges))
+        if address in guests:
+            yield "probe", f"{address} is a VM's own", "name neighbours that are there without it, such as routers"
         if at and bridge not in bridges:
             yield "probe", f"no VM is on the bridge {bridge}", f"known are {known}"
         elif not at and len(bridges) > 1:

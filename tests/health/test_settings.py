@@ -38,6 +38,7 @@ FAULTS = {
     "no address": ('probe = ["gateway"]', "probe", "not an IP address", "10.77.0.10"),
     "no text": ("probe = [1]", "probe", "nothing to probe", "10.77.0.1@br0"),
     "strange bridge": ('probe = ["10.77.0.1@br9"]', "probe", "no VM is on the bridge br9", "br0"),
+    "probe of a VM": ('probe = ["10.77.0.10"]', "probe", "a VM's own", "routers"),
     "probe twice": ('probe = ["10.77.0.1", "10.77.0.1"]', "probe", "twice", "enough"),
     "interval": ('interval = "1ms"', "interval", "from 100ms to 60s", "1s is usual"),
     "rounds": ("rounds = 0", "rounds", "from 1 to 1000", "3 is usual"),
