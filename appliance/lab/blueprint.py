@@ -12,25 +12,47 @@ import msgspec
 
 from appliance.config import Timing
 from appliance.errors import Unavailable, UsageError
-from appliance.lab import topology
+from appliance.lab import third, topology
 from appliance.lab.processes import Process, package_root
 from appliance.units import format_duration, format_size
 
 MIB = 1 << 20
-VM = "web1"
+VM, VM2 = "web1", "web2"
 ROOT = Path(os.environ.get("HOLDFAST_LAB_ROOT", "/run/holdfast/lab"))
 CONSOLE = "console=ttyS0 quiet panic=-1"
-ADDRESSES = f"hf.ip={topology.VM_IP}/24 hf.ip6={topology.VM_IP6}/64 hf.gw={topology.CLIENT_IP}"
+
+
+class Guest(msgspec.Struct, frozen=True):
+    """A VM of a lab: its name, where it is at home, and how the network knows it."""
+
+    name: str
+    home: str
+    ip: str
+    ip6: str
+    mac: str
+
+    @property
+    def addresses(self) -> str:
+        """For the kernel of our guest image."""
+        return f"hf.ip={self.ip}/24 hf.ip6={self.ip6}/64 hf.gw={topology.CLIENT_IP}"
+
+
+GUESTS = (Guest(VM, "alpha", topology.VM_IP, topology.VM_IP6, topology.VM_MAC),
+          Guest(VM2, "beta", topology.VM2_IP, topology.VM2_IP6, topology.VM2_MAC))
+ADDRESSES = GUESTS[0].addresses
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
     """What can be chosen about a lab. Times in seconds, sizes in bytes.
 
+    arbiter: what runs on the third machine: witness, etcd or none. vms: 1, or 2 with a home each.
     kernel: None for the guest image that the images recipe builds. append: added to the kernel command line
     that gives the guest its addresses. epoch: None for adaptive epochs, else the length of fixed ones.
     """
 
     name: str = "lab"
+    arbiter: str = "witness"
+    vms: int = 1
     kernel: str | None = None
     initrd: str | None = None
     append: str = ""
@@ -62,14 +84,13 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
             raise Unavailable(f"there is no guest image in {built}", "make image, or give --kernel and --initrd")
         return str(kernel), str(Path(initrd).absolute())
 
-
-    def command_line(self) -> str:
+    def command_line(self, guest: Guest) -> str:
         """What the guest kernel is told: our own image's recipe may ask for more, the caller adds the rest."""
         basis = CONSOLE
         if self.kernel is None:
             with contextlib.suppress(OSError, ValueError, KeyError):
                 basis = json.loads((built_image() / "manifest.json").read_text())["append"]
-        return f"{basis} {ADDRESSES} {self.append}".rstrip()
+        return f"{basis} {guest.addresses} {self.append}".rstrip()
 
 
 def built_image() -> Path:
@@ -87,6 +108,12 @@ class State(msgspec.Struct):
 def check(options: Options) -> None:
     """Refuse what cannot become a lab. Raises UsageError or Unavailable."""
     check_name(options.name)
+    if options.arbiter not in ("witness", "etcd", "none"):
+        raise UsageError(f"there is no arbiter {options.arbiter!r}", "choose witness, etcd or none")
+    if not 1 <= options.vms <= len(GUESTS):
+        raise UsageError(f"{options.vms} VMs", f"choose from 1 to {len(GUESTS)}")
+    if options.arbiter == "etcd" and shutil.which("etcd") is None:
+        raise Unavailable("there is no program etcd", "install etcd-server, or choose --arbiter witness")
     if options.vcpus < 1:
         raise UsageError(f"{options.vcpus} virtual CPUs", "give at least 1")
     for file in options.image():
@@ -142,6 +169,11 @@ def read_state(name: str) -> State:
         raise Unavailable(f"the lab {name!r} is unreadable: {exc}", hint) from None
 
 
+def write_third(options: Options) -> None:
+    """Make the directory of the third machine."""
+    third.prepare(options.arbiter, directory(options.name) / third.PLACE)
+
+
 def write_host(options: Options, host: str) -> None:
     """Make the directory of `host` with its configuration."""
     home = host_directory(options.name, host)
@@ -154,7 +186,6 @@ def configuration(options: Options, host: str) -> str:
     """The TOML text for the service of `host`."""
     home = host_directory(options.name, host)
     peer = topology.HOSTS[1 - topology.HOSTS.index(host)]
-    kernel, initrd = options.image()
     tables: dict[str, dict[str, object]] = {
         "[host]": {"name": host, "state_dir": home / "state", "run_dir": home / "run", "log": options.log},
         "[peer]": {"name": peer},
@@ -168,26 +199,33 @@ def configuration(options: Options, host: str) -> str:
             for number, link in enumerate(topology.LINKS)
         },
         "[timing]": {name: format_duration(value) for name, value in _timing(options).items()},
-        # Two hosts on one machine cannot lose sight of each other unless a fault is injected.
-        "[arbiter]": {"kind": "none", "accept_split_brain_risk": True},
-        f"[vm.{VM}]": {
-            "home": topology.HOSTS[0],
+        "[arbiter]": third.section(options.arbiter, directory(options.name) / third.PLACE),
+    }
+    for guest in GUESTS[: options.vms]:
+        tables |= _vm_tables(options, guest)
+    return "\n".join(_table(header, keys) for header, keys in tables.items())
+
+
+def _vm_tables(options: Options, guest: Guest) -> dict[str, dict[str, object]]:
+    kernel, initrd = options.image()
+    return {
+        f"[vm.{guest.name}]": {
+            "home": guest.home,
             "memory": format_size(options.memory),
             "vcpus": options.vcpus,
-            "mac": topology.VM_MAC,
-            "ip": [topology.VM_IP, topology.VM_IP6],
+            "mac": guest.mac,
+            "ip": [guest.ip, guest.ip6],
             "bridge": topology.BRIDGE,
             "kernel": kernel,
             **({} if initrd is None else {"initrd": initrd}),
-            "append": options.command_line(),
+            "append": options.command_line(guest),
             "qemu": shutil.which(options.qemu) or options.qemu,
             "accel": options.accel,
             "tracker": options.tracker,
         },
-        f"[vm.{VM}.epoch]": _epoch(options),
-        f"[vm.{VM}.limits]": {"held": format_size(options.held)},
+        f"[vm.{guest.name}.epoch]": _epoch(options),
+        f"[vm.{guest.name}.limits]": {"held": format_size(options.held)},
     }
-    return "\n".join(_table(header, keys) for header, keys in tables.items())
 
 
 def _timing(options: Options) -> dict[str, float]:

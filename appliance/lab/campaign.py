@@ -188,7 +188,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def chosen(only: str | None, options: Options) -> dict[str, Kind]:
     """The kinds of fault to play on a lab of these options. Raises UsageError."""
-    witness = getattr(options, "arbiter", "none") == "witness"
+    witness = options.arbiter == "witness"
     possible = {name: kind for name, kind in KINDS.items() if witness or not kind.arbitrated}
     names = list(possible) if only is None else only.split(",")
     for name in names:

@@ -16,15 +16,14 @@ from appliance.lab.workload import read_back
 
 ECHO_PORT = 7
 PACE = 0.003
-REDIS = (topology.VM_IP, REDIS_PORT)
 KEPT = 500  # of so many writes that were read back one stays in the VM, to be read back again
 
 
 class _InsideIncr(Incr):
     """INCR over a socket made in a namespace."""
 
-    def __init__(self, namespace: str, run: str) -> None:
-        super().__init__(REDIS, run)
+    def __init__(self, namespace: str, ip: str, run: str) -> None:
+        super().__init__((ip, REDIS_PORT), run)
         self._namespace, self.pace_s = namespace, PACE
 
     def connect(self) -> None:
@@ -35,8 +34,8 @@ class _InsideIncr(Incr):
 class _InsideSet(Set):
     """SET over a socket made in a namespace."""
 
-    def __init__(self, namespace: str, run: str) -> None:
-        super().__init__(REDIS, run)
+    def __init__(self, namespace: str, ip: str, run: str) -> None:
+        super().__init__((ip, REDIS_PORT), run)
         self._namespace, self.pace_s = namespace, PACE
 
     def connect(self) -> None:
@@ -47,8 +46,8 @@ class _InsideSet(Set):
 class _InsideEcho(Echo):
     """Echo over a socket made in a namespace."""
 
-    def __init__(self, namespace: str) -> None:
-        super().__init__((topology.VM_IP, ECHO_PORT))
+    def __init__(self, namespace: str, ip: str) -> None:
+        super().__init__((ip, ECHO_PORT))
         self._namespace, self.pace_s = namespace, PACE
 
     def connect(self) -> None:
@@ -67,8 +66,8 @@ class _InsideMemory(RedisStream):
     SCRIPT = """local now = redis.call('TIME')
         return {redis.call('GETSET', KEYS[1], now[1] .. '.' .. now[2]), redis.call('GET', KEYS[1])}"""
 
-    def __init__(self, namespace: str, run: str) -> None:
-        super().__init__(REDIS)
+    def __init__(self, namespace: str, ip: str, run: str) -> None:
+        super().__init__((ip, REDIS_PORT))
         self._namespace, self._key, self.pace_s = namespace, f"{run}:memory", PACE
         self._said: int | str | None = None
 
@@ -88,11 +87,12 @@ class _InsideMemory(RedisStream):
 class Client:
     """Starts at once, ends with `close`."""
 
-    def __init__(self, lab: Lab) -> None:
-        self._namespace = lab.netns("client")
+    def __init__(self, lab: Lab, ip: str = topology.VM_IP) -> None:
+        self._namespace, self._ip = lab.netns("client"), ip
         self._run = f"pair-{secrets.token_hex(4)}"
-        self._incr, self._set = _InsideIncr(self._namespace, self._run), _InsideSet(self._namespace, self._run)
-        self._memory, self._echo = _InsideMemory(self._namespace, self._run), _InsideEcho(self._namespace)
+        self._incr = _InsideIncr(self._namespace, ip, self._run)
+        self._set = _InsideSet(self._namespace, ip, self._run)
+        self._memory, self._echo = _InsideMemory(self._namespace, ip, self._run), _InsideEcho(self._namespace, ip)
         self._streams: tuple[Stream, ...] = (self._incr, self._set, self._memory, self._echo)
         self._kept = WriteJudge(self._run)
         for stream in self._streams:
@@ -149,7 +149,7 @@ class Client:
 
     def _redis(self) -> Redis:
         with topology.inside(self._namespace):
-            return Redis(REDIS)
+            return Redis((self._ip, REDIS_PORT))
 
     def longest_wait_ms(self, begin: float, end: float) -> float:
         """The longest time in ms that the echo connection stood still, of all that touch [begin, end].

@@ -14,9 +14,11 @@ from appliance.lab import blueprint
 from appliance.lab.blueprint import Options
 from appliance.lab.faults import KINDS
 from appliance.lab.processes import MARK
+from appliance.lab.third import PLACE
 from appliance.lab.topology import HOSTS, PLACES
 from appliance.units import parse_duration, parse_size
 
+FALLIBLE = (*HOSTS, PLACE)
 _NAMED = "which lab, of several side by side (HOLDFAST_LAB; lab)"
 
 
@@ -42,11 +44,11 @@ def add_commands(lab: argparse.ArgumentParser) -> None:
 
     fault = commands.add_parser("fault", parents=shown, help="make something go wrong")
     fault.add_argument("kind", metavar="FAULT", help=f"{', '.join(KINDS)}; link-down:1 is the second link")
-    fault.add_argument("host", choices=HOSTS, metavar="HOST", help=" or ".join(HOSTS))
+    fault.add_argument("host", choices=FALLIBLE, metavar="HOST", help=f"{', '.join(HOSTS)}; witness for witness-down")
     fault.set_defaults(run=_fault)
 
     heal = commands.add_parser("heal", parents=shown, help="undo every fault of a host")
-    heal.add_argument("host", choices=HOSTS, metavar="HOST", help=" or ".join(HOSTS))
+    heal.add_argument("host", choices=FALLIBLE, metavar="HOST", help=", ".join(FALLIBLE))
     heal.set_defaults(run=_heal)
 
     down = commands.add_parser("down", parents=shown, help="remove a lab, whole or half-made")
@@ -62,6 +64,9 @@ def _add_options(up: argparse.ArgumentParser) -> None:
     up.add_argument("--memory", type=_size, default=default.memory, help="such as 256MiB; 128MiB if not given")
     up.add_argument("--vcpus", type=int, default=default.vcpus, help="virtual CPUs; 1 if not given")
     up.add_argument("--epoch", type=_epoch, metavar="adaptive|TIME", help="adaptive, or a length such as 25ms")
+    up.add_argument("--arbiter", choices=("witness", "etcd", "none"), default=default.arbiter,
+                    help="on the third machine; witness if not given. none: the risk of two speakers is accepted")
+    up.add_argument("--vms", type=int, default=default.vms, help="1, or 2: web2 is at home on beta; 1 if not given")
     up.add_argument("--qemu", default=default.qemu, metavar="PATH", help=f"{default.qemu} if not given")
     up.add_argument("--accel", choices=("auto", "kvm", "tcg"), default=default.accel)
     up.add_argument("--tracker", choices=("auto", "uffd-wp", "compare"), default=default.tracker)
@@ -101,7 +106,8 @@ def _tell(line: str) -> None:
 def _up(args: argparse.Namespace) -> int:
     from appliance.lab.lab import Lab
 
-    fields = ("name", "kernel", "initrd", "append", "memory", "vcpus", "epoch", "qemu", "accel", "tracker", "log")
+    fields = ("name", "kernel", "initrd", "append", "memory", "vcpus", "epoch", "qemu", "accel", "tracker", "log",
+              "arbiter", "vms")
     options = Options(**{field: getattr(args, field) for field in fields})
     lab = Lab.up(options, timeout=args.timeout, keep=args.keep, progress=_tell)
     status = lab.status()
@@ -117,13 +123,16 @@ def _status(args: argparse.Namespace) -> int:
     status = Lab.load(args.name).status()
     lines = [f"lab {status['name']}   VM {status['vm']['ip']}   client in {status['client']['netns']}"]
     lines += [_host_line(name, host) for name, host in status["hosts"].items()]
+    third = status["witness"]
+    if third["arbiter"] != "none":
+        lines.append(f"  {PLACE:<9}{third['arbiter']:<9}{'running' if third['service_pid'] else 'dead'}")
     emit(status, "\n".join(lines), args)
     return Exit.OK if is_protected(status["hosts"]) else Exit.DEGRADED
 
 
 def _host_line(name: str, host: dict[str, Any]) -> str:
     service = f"{host['service_pid'] or 'dead'}{' paused' if host['service_paused'] else ''}"
-    cells = [f"{name:<7}", f"{host['role'] or '-':<9}", f"{host['phase'] or '-':<13}"]
+    cells = [f"{name:<9}", f"{host['role'] or '-':<9}", f"{host['phase'] or '-':<13}"]
     cells += [f"{key} {'-' if host[key] is None else host[key]}  " for key in ("term", "epoch")]
     cut = f"  cut: {', '.join(host['cables_cut'])}" if host["cables_cut"] else ""
     return f"  {''.join(cells)}service {service}  qemu {host['qemu_pid'] or '-'}{cut}"

@@ -9,6 +9,7 @@
     link-down[:N]  link cable N dead (0 if not given)
     both-links     all link cables dead: the hosts do not see each other any more
     uplink-down    the cable to the switch dead
+    witness-down   SIGKILL to the arbiter on the third machine, `witness`; all others are for the hosts
 
 `power_loss` is the crash of both hosts at once. `arm` lets a service run into a fault at a named step of its work.
 """
@@ -25,11 +26,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.errors import Unavailable, UsageError
-from appliance.lab import blueprint, processes, topology
+from appliance.lab import blueprint, processes, third, topology
 from appliance.lab.processes import Process
 from vmlink import inject as injection
 
-KINDS = ("crash", "qemu-kill", "service-kill", "service-pause", "link-down", "both-links", "uplink-down")
+KINDS = ("crash", "qemu-kill", "service-kill", "service-pause", "link-down", "both-links", "uplink-down",
+         "witness-down")
 CABLES = (*topology.LINKS, topology.UPLINK)
 _RTM_NEWLINK, _NLM_F_REQUEST_ACK = 16, 5
 _NLMSG_ERROR, _IFF_UP = 2, 1
@@ -113,6 +115,8 @@ def inject(lab: str, host: str, kind: str, service: Process | None) -> Fault:
     Raises UsageError (no such fault) or Unavailable (nothing there that it could happen to).
     """
     name, _, which = kind.partition(":")
+    if (kind == "witness-down") != (host == third.PLACE) and name in KINDS:
+        raise UsageError(f"{kind} of {host}", f"witness-down is for {third.PLACE}, all others for the hosts")
     if name == "link-down" and (which or "0") in ("0", "1"):
         return _cut(lab, host, kind, (topology.LINKS[int(which or "0")],))
     if kind not in KINDS:
@@ -126,7 +130,7 @@ def inject(lab: str, host: str, kind: str, service: Process | None) -> Fault:
     if kind == "qemu-kill":
         return _signal(host, kind, [p for p in processes.ours(lab, host) if processes.is_qemu(p)], signal.SIGKILL)
     targets = [service] if service is not None else []
-    return _signal(host, kind, targets, signal.SIGKILL if kind == "service-kill" else signal.SIGSTOP)
+    return _signal(host, kind, targets, signal.SIGSTOP if kind == "service-pause" else signal.SIGKILL)
 
 
 def _now(kind: str, host: str) -> Fault:

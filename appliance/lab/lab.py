@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 from appliance import control
 from appliance.errors import HoldfastError, NoPermission, TimedOut, Unavailable, UsageError
-from appliance.lab import blueprint, faults, processes, topology
+from appliance.lab import blueprint, faults, processes, third, topology
 from appliance.lab.blueprint import VM, Options, State
 from appliance.lab.faults import Cables, Fault
 from appliance.lab.processes import Process
@@ -48,6 +49,11 @@ class Lab:
         return self._state.options
 
     @property
+    def vms(self) -> list[str]:
+        """The names of its VMs."""
+        return [guest.name for guest in blueprint.GUESTS[: self.options.vms]]
+
+    @property
     def directory(self) -> Path:
         """The lab's files: for each host configuration, state, consoles and `service.log`."""
         return blueprint.directory(self.name)
@@ -77,6 +83,7 @@ class Lab:
             blueprint.write_state(lab._state)
             topology.create(options.name)
             processes.write_wrapper(lab.directory / "bin")
+            blueprint.write_third(options)
             for host in HOSTS:
                 blueprint.write_host(options, host)
         except BaseException:
@@ -102,6 +109,8 @@ class Lab:
         lab = cls.create(options)
         progress(f"lab {lab.name}: network ready")
         try:
+            if lab.start_third():
+                progress(f"{third.PLACE}: {options.arbiter} started")
             for host in HOSTS:
                 pid = lab.start(host, (extra_environment or {}).get(host, {})).pid
                 progress(f"{host}: service started, pid {pid}")
@@ -127,22 +136,27 @@ class Lab:
     # --- services ---
 
     def service(self, host: str) -> Process | None:
-        """The service of `host` if it is alive."""
+        """The service of `host`, or of the third machine, if it is alive."""
         # Read anew each time: another command may have healed the host.
         self._state = blueprint.read_state(self.name)
-        found = self._state.services.get(_host(host))
+        found = self._state.services.get(_fallible(host))
         return found if found is not None and found.alive else None
 
     def start(self, host: str, extra_environment: Mapping[str, str] | None = None) -> Process:
         """Start the service of `host`, which must not be running."""
-        started = processes.start_service(
-            self.name,
-            _host(host),
-            blueprint.host_directory(self.name, host) / "config",
-            blueprint.log_path(self.name, host),
-            {**self.environment(host), **(extra_environment or {})},
-        )
-        self._state.services[host] = started
+        config = blueprint.host_directory(self.name, _host(host)) / "config"
+        argv = [sys.executable, "-m", "appliance.cli", "service", "--config", str(config)]
+        return self._start(host, argv, extra_environment or {})
+
+    def start_third(self) -> Process | None:
+        """Start the arbiter, which must not be running; None where there is to be none."""
+        argv = third.command(self.options.arbiter, self.directory / third.PLACE)
+        return self._start(third.PLACE, argv, {}) if argv else None
+
+    def _start(self, place: str, argv: Sequence[str], more: Mapping[str, str]) -> Process:
+        log = blueprint.log_path(self.name, place)
+        started = processes.start_service(self.name, place, argv, log, {**self.environment(place), **more})
+        self._state.services[place] = started
         blueprint.write_state(self._state)
         return started
 
@@ -166,14 +180,16 @@ class Lab:
 
     def fault(self, kind: str, host: str) -> Fault:
         """Make a fault happen; see `appliance.lab.faults` for the kinds. Raises UsageError or Unavailable."""
-        return faults.inject(self.name, _host(host), kind, self.service(host))
+        return faults.inject(self.name, _fallible(host), kind, self.service(host))
 
     def heal(self, host: str, extra_environment: Mapping[str, str] | None = None) -> list[str]:
         """Undo every fault of `host`; says what was done, nothing if there was nothing to do.
 
         extra_environment: of the service, if it has to be started.
         """
-        done = []
+        done: list[str] = []
+        if host == third.PLACE:
+            return self._heal_third()
         with Cables(self.name, _host(host)) as cables:
             if cut := cables.down():
                 cables.restore()
@@ -189,6 +205,14 @@ class Lab:
             processes.kill(processes.ours(self.name, host))
             done.append(f"service started, pid {self.start(host, extra_environment).pid}")
         return done
+
+    def _heal_third(self) -> list[str]:
+        if self.service(third.PLACE) is not None:
+            return []
+        if dead := self._state.services.get(third.PLACE):
+            processes.reap(dead)
+        started = self.start_third()
+        return [f"{self.options.arbiter} started, pid {started.pid}"] if started else []
 
     # --- looking and waiting ---
 
@@ -217,8 +241,14 @@ class Lab:
             "vm": {"name": VM, "ip": topology.VM_IP, "ip6": topology.VM_IP6, "mac": topology.VM_MAC},
             "client": {"netns": self.netns("client"), "ip": topology.CLIENT_IP, "ip6": topology.CLIENT_IP6},
             "switch": {"netns": self.netns("switch")},
+            "witness": self._third_summary(),
             "hosts": {host: self._host_summary(host) for host in HOSTS},
         }
+
+    def _third_summary(self) -> dict[str, Any]:
+        service = self.service(third.PLACE)
+        return {"netns": self.netns(third.PLACE), "ip": topology.WITNESS_IP, "arbiter": self.options.arbiter,
+                "service_pid": service.pid if service is not None else None}
 
     def _host_summary(self, host: str) -> dict[str, Any]:
         service = self.service(host)
@@ -249,14 +279,14 @@ class Lab:
         told: dict[str, str] = {}
         failures = dict.fromkeys(HOSTS, 0)
         while True:
-            vms = {host: (self.host_status(host) or {}).get("vms", {}).get(VM, {}) for host in HOSTS}
-            for host, vm in vms.items():
-                line = _describe(vm)
+            told_now = {host: (self.host_status(host) or {}).get("vms", {}) for host in HOSTS}
+            for host, vms in told_now.items():
+                line = "; ".join(filter(None, (_describe(vms.get(vm, {})) for vm in self.vms)))
                 if line and told.get(host) != line:
                     told[host] = line
-                    failures[host] += vm.get("phase") == "failed"
+                    failures[host] += any(vm.get("phase") == "failed" for vm in vms.values())
                     progress(f"{host}: {line}")
-            if is_protected(vms):
+            if all(is_protected({host: vms.get(vm, {}) for host, vms in told_now.items()}) for vm in self.vms):
                 return self.status()
             for host in HOSTS if strict else ():
                 self._require_working(host, told.get(host, ""), failures[host])
@@ -276,18 +306,19 @@ class Lab:
     def wait_guest(self, timeout: float = 60.0) -> None:
         """Return once the redis of our guest image answers the client. Raises TimedOut after `timeout` seconds."""
         deadline = time.monotonic() + timeout
-        while not self._guest_answers():
+        guests = blueprint.GUESTS[: self.options.vms]
+        while not all(self._answers(guest.ip) for guest in guests):
             if time.monotonic() >= deadline:
-                hint = f"see {self.directory}/{HOSTS[0]}/run/{VM}.console.log"
-                raise TimedOut(f"the guest does not serve after {timeout:g} s", hint)
+                hint = " and ".join(f"{self.directory}/{guest.home}/run/{guest.name}.console.log" for guest in guests)
+                raise TimedOut(f"the guest does not serve after {timeout:g} s", f"see {hint}")
             time.sleep(POLL)
 
-    def _guest_answers(self) -> bool:
+    def _answers(self, ip: str) -> bool:
         with topology.inside(self.netns("client")):
             probe = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         with probe, contextlib.suppress(OSError):
             probe.settimeout(1.0)
-            probe.connect((topology.VM_IP, REDIS_PORT))
+            probe.connect((ip, REDIS_PORT))
             probe.sendall(b"PING\r\n")
             return probe.recv(16).startswith(b"+PONG")
         return False
@@ -310,6 +341,11 @@ def _host(host: str) -> str:
     if host not in HOSTS:
         raise UsageError(f"there is no host {host!r} in a lab", f"choose from {', '.join(HOSTS)}")
     return host
+
+
+def _fallible(place: str) -> str:
+    """A host, or the third machine."""
+    return place if place == third.PLACE else _host(place)
 
 
 def down(name: str) -> list[str]:

@@ -217,16 +217,15 @@ def write_wrapper(bin_dir: Path) -> None:
 
 
 def start_service(
-    lab: str, host: str, config_dir: Path, log: Path, environment: Mapping[str, str]
+    lab: str, place: str, argv: Sequence[str], log: Path, environment: Mapping[str, str]
 ) -> Process:
-    """Start the service of `host`, detached, its output appended to `log`."""
+    """Start what is to run in `place`, detached, its output appended to `log`."""
     reap_services()
-    argv = [sys.executable, "-m", "appliance.cli", "service", "--config", str(config_dir)]
     paths = [str(package_root()), environment.get("PYTHONPATH", "")]
     with log.open("ab") as output:
         try:
             child = subprocess.Popen(
-                command(lab, host, argv),
+                command(lab, place, argv),
                 env={**environment, "PYTHONPATH": ":".join(filter(None, paths))},
                 cwd="/",
                 stdin=subprocess.DEVNULL,

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The network of a lab: four namespaces, a switch, a client and the cables between them.
+"""The network of a lab: five namespaces, a switch, a client, a third machine and the cables between them.
 
         client [eth0] ------ [client] switch bridge [alpha] ------ [up0] br0   namespace of host alpha
                                                     [beta]  ------ [up0] br0   namespace of host beta
+                                                    [witness] ---- [eth0]      the third machine
         alpha [link0] ------ [link0] beta           alpha [link1] ------ [link1] beta
 
 Every device is made inside its namespace, so that nothing of a lab ever shows up outside of it and labs of
@@ -20,12 +21,15 @@ from typing import Any
 from appliance.errors import NoPermission, Unavailable
 
 HOSTS = ("alpha", "beta")
-PLACES = (*HOSTS, "switch", "client")
+PLACES = (*HOSTS, "switch", "client", "witness")
 LINKS = ("link0", "link1")
 UPLINK = "up0"
 BRIDGE = "br0"
 CLIENT_IP, CLIENT_IP6 = "10.77.0.1", "fd77::1"
+WITNESS_IP = "10.77.0.5"
+HOST_IPS = {"alpha": "10.77.0.2", "beta": "10.77.0.3"}
 VM_IP, VM_IP6, VM_MAC = "10.77.0.10", "fd77::10", "52:54:00:77:00:10"
+VM2_IP, VM2_IP6, VM2_MAC = "10.77.0.11", "fd77::11", "52:54:00:77:00:11"
 NETNS_DIR = Path("/run/netns")
 _BRIDGE_MACS = {"alpha": "02:00:00:77:00:01", "beta": "02:00:00:77:00:02", "switch": "02:00:00:77:00:03"}
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -93,6 +97,8 @@ def create(lab: str) -> None:
                 build(_Builder(ip), lab)
         with inside(netns(lab, "client")), pyroute2.IPRoute() as ip:
             _build_client(_Builder(ip))
+        with inside(netns(lab, "witness")), pyroute2.IPRoute() as ip:
+            _build_witness(_Builder(ip))
     except pyroute2.NetlinkError as exc:
         hint = "the kernel needs veth and bridge; holdfast lab down removes what is left"
         raise Unavailable(f"the lab's network cannot be made: {exc}", hint) from None
@@ -157,6 +163,8 @@ def _build_switch(build: _Builder, lab: str) -> None:
         build.plug(host, "switch")
     build.cable("client", netns(lab, "client"), "eth0")
     build.plug("client", "switch")
+    build.cable("witness", netns(lab, "witness"), "eth0")
+    build.plug("witness", "switch")
 
 
 def _build_alpha(build: _Builder, lab: str) -> None:
@@ -172,6 +180,7 @@ def _build_beta(build: _Builder, lab: str) -> None:
 def _build_host(build: _Builder, host: str) -> None:
     build.bridge(BRIDGE, _BRIDGE_MACS[host])
     build.plug(UPLINK, BRIDGE)
+    build.address(BRIDGE, HOST_IPS[host], 24)
     for number, link in enumerate(LINKS):
         build.address(link, link_address(number, host), 24)
         build.up(link)
@@ -181,6 +190,11 @@ def _build_client(build: _Builder) -> None:
     build.up("eth0")
     build.address("eth0", CLIENT_IP, 24)
     build.address("eth0", CLIENT_IP6, 64)
+
+
+def _build_witness(build: _Builder) -> None:
+    build.up("eth0")
+    build.address("eth0", WITNESS_IP, 24)
 
 
 def remove(lab: str) -> list[str]:

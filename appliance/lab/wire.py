@@ -23,7 +23,6 @@ _ETH_P_ALL = 3
 _SNAP = 128
 _EVERY = 0.2  # seconds between two looks of the thread
 _TIME = struct.Struct("=qq")
-_MAC = bytes.fromhex(VM_MAC.replace(":", ""))
 _PACKET_TYPE_AT = 0xFFFFF000 + 4  # SKF_AD_OFF + SKF_AD_PKTTYPE
 ARP, IP, IP6 = 0x0806, 0x0800, 0x86DD
 ICMP, ICMP6, TCP = 1, 58, 6
@@ -51,9 +50,9 @@ class Frame:
         return (ether, protocol, self.head[payload]) if protocol in (ICMP, ICMP6) else (ether, protocol)
 
 
-def _filter() -> bytes:
+def _filter(mac: bytes) -> bytes:
     """Classic BPF: what came in (is not on its way out) with the VM's MAC as its source."""
-    first, rest = int.from_bytes(_MAC[:4], "big"), int.from_bytes(_MAC[4:], "big")
+    first, rest = int.from_bytes(mac[:4], "big"), int.from_bytes(mac[4:], "big")
     program = (
         (0x28, 0, 0, _PACKET_TYPE_AT),  # ldh #type
         (0x15, 5, 0, socket.PACKET_OUTGOING),  # jeq: reject
@@ -70,8 +69,8 @@ def _filter() -> bytes:
 class Wire:
     """Listens from the moment it is made; a thread of its own empties the kernel's buffers."""
 
-    def __init__(self, lab: Lab) -> None:
-        program = ctypes.create_string_buffer(_filter())
+    def __init__(self, lab: Lab, mac: str = VM_MAC) -> None:
+        program = ctypes.create_string_buffer(_filter(bytes.fromhex(mac.replace(":", ""))))
         self._frames: list[Frame] = []
         self._missed: list[str] = []
         self._lock = threading.Lock()

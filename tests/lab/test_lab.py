@@ -34,11 +34,16 @@ def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]
     [
         {},
         {"epoch": 0.01, "vcpus": 2, "memory": 256 << 20, "tracker": "compare", "log": "debug"},
-        {"append": 'x="a b" \\ \u00e4 # [no]', "hello": 0.05, "timeout": 0.5, "in_flight": 1},
+        {"append": 'x="a b" \\ \u00e4 # [no]', "hello": 0.05, "timeout": 0.5, "in_flight": 1,
+         "arbiter": "none"},
     ],
 )
-def test_the_hosts_configuration_is_one_the_service_accepts(image: Path, change: dict[str, object]) -> None:
+def test_the_hosts_configuration_is_one_the_service_accepts(
+    image: Path, change: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blueprint, "ROOT", image.parent)
     options = Options(name="x", kernel=str(image), initrd=str(image), qemu=sys.executable, **change)  # type: ignore[arg-type]
+    blueprint.write_third(options)
     for host, peer in (("alpha", "beta"), ("beta", "alpha")):
         home = image.parent / host
         home.mkdir()
@@ -50,7 +55,7 @@ def test_the_hosts_configuration_is_one_the_service_accepts(image: Path, change:
         assert (vm.epoch.mode, vm.epoch.in_flight) == ("fixed" if options.epoch else "adaptive", options.in_flight)
         assert vm.append.endswith(options.append) and "hf.ip=10.77.0.10/24" in vm.append
         assert (found.timing.hello, found.timing.timeout) == (options.hello, options.timeout)
-        assert found.arbiter.accept_split_brain_risk
+        assert found.arbiter.kind == options.arbiter
         assert [(link.address, link.peer) for link in found.link] == [
             (topology.link_address(number, host), topology.link_address(number, peer)) for number in (0, 1)
         ]
@@ -64,7 +69,7 @@ def test_a_lab_is_found_by_name_and_goes_without_trace(lab: Lab) -> None:
     assert status["vm"]["ip"] == "10.77.0.10" and status["vm"]["mac"] == "52:54:00:77:00:10"
     assert status["hosts"]["alpha"]["netns"] == f"hf-{lab.name}-alpha"
     assert status["hosts"]["beta"]["service_pid"] is None and status["hosts"]["beta"]["role"] is None
-    assert len(again.down()) == 5
+    assert len(again.down()) == 6
     assert traces(lab.name) == []
     assert again.down() == []
     with pytest.raises(Unavailable, match="no lab"):
