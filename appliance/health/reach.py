@@ -59,7 +59,7 @@ class Reach:
         except OSError as error:
             silent, reason = targets, f"cannot probe through {bridge}: {error.strerror or error}"
         state = State.FAILED if len(silent) == len(targets) else State.WARN if silent else State.OK
-        return self._assess.found(subject, state, source=_SOURCE, value=len(targets) - len(silent), unit="answers",
+        return self._assess.found(subject, state, source=_SOURCE, value=len(targets) - len(silent), unit="answering",
                                   threshold=f"failed <= 0 of {len(targets)}", reason=reason)
 
 

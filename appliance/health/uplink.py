@@ -86,7 +86,7 @@ class Uplinks:
         state = State.FAILED if not here or len(dead) == len(ports) else State.WARN if dead else State.OK
         reason = f"{', '.join(dead)}: no carrier" if here else f"the bridge {bridge} is missing or down"
         return self._assess.found(f"{bridge} carrier", state, source=_CARRIER, value=len(ports) - len(dead),
-                                  unit="ports", threshold=f"failed <= 0 of {len(ports)}", rounds=1,
+                                  unit="up", threshold=f"failed <= 0 of {len(ports)}", rounds=1,
                                   reason="" if state is State.OK else reason)
 
     def _counters(self, port: rtnl.Device) -> list[Reading]:

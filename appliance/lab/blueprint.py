@@ -200,6 +200,7 @@ def configuration(options: Options, host: str) -> str:
         },
         "[timing]": {name: format_duration(value) for name, value in _timing(options).items()},
         "[arbiter]": third.section(options.arbiter, directory(options.name) / third.PLACE),
+        "[health]": {"probe": [topology.CLIENT_IP]},
     }
     for guest in GUESTS[: options.vms]:
         tables |= _vm_tables(options, guest)

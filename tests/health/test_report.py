@@ -87,7 +87,7 @@ def test_a_monitor_with_a_defect_is_a_reading(stage: Stage, tmp_path: Path) -> N
     asyncio.run(scene())
 
 
-READING = Reading("uplink", "br0 carrier", State.FAILED, 0, "ports", "failed <= 0 of 1", "ETHTOOL_GLINK",
+READING = Reading("uplink", "br0 carrier", State.FAILED, 0, "up", "failed <= 0 of 1", "ETHTOOL_GLINK",
                   "up0: no carrier", 1.5)
 
 
@@ -181,7 +181,7 @@ def test_the_text() -> None:
         "gamma": told("unknown", reachable=False, reasons=["gamma is not reachable"])}}
     assert health_text.render(reply).splitlines() == [
         "host alpha      failed  br0 carrier: up0: no carrier",
-        "  uplink  br0 carrier   failed         0 ports  up0: no carrier",
+        "  uplink  br0 carrier   failed            0 up  up0: no carrier",
         "  disk    /state write  warn          12.35 ms  warn >= 0.01 s",
         "host beta       unknown  beta is not reachable; 12.5 s ago it was ok",
         "host gamma      unknown  gamma is not reachable; nothing is known of it"]

@@ -13,7 +13,7 @@ import pytest
 
 from appliance import control
 from appliance.lab import blueprint
-from appliance.lab.topology import HOSTS
+from appliance.lab.topology import HOSTS, inside
 from tests.pair.pair import Pair, other, until
 
 pytestmark = [
@@ -80,6 +80,28 @@ def test_a_host_without_its_uplink_gives_its_vm_away(pair: Pair) -> None:
         whole(pair)
         assert pair.protected() == (backup, primary), "a cable that comes back moves nothing"
         pair.sound(primary, backup)
+
+
+def test_a_host_that_reaches_nobody_gives_its_vm_away(pair: Pair) -> None:
+    """A switch whose port is dead keeps the carrier; only that no neighbour answers tells."""
+    whole(pair)
+    primary, backup = pair.protected()
+
+    def plug(*words: str) -> None:
+        with inside(pair.lab.netns("switch")):
+            subprocess.run(["ip", "link", "set", primary, *words], check=True, timeout=10)
+
+    plug("nomaster")
+    try:
+        pair.takes_over(backup)
+        pair.client.goes_on()
+        seen = health(pair, backup)[primary]
+        assert failed(seen["readings"], "uplink") == ["br0 reach"]
+    finally:
+        plug("master", "switch")
+    whole(pair)
+    assert pair.protected() == (backup, primary)
+    pair.sound(primary, backup)
 
 
 def test_a_vm_stays_where_it_is_no_worse_off(pair: Pair) -> None:
