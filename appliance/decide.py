@@ -359,7 +359,9 @@ def _vm_lost(turn: Turn, cause: str) -> None:
 
 
 def _sync_failed(turn: Turn, cause: str) -> None:
-    """Replication broke on this host: hold, and let the peer drop its replica before going on alone."""
+    """Replication broke on this host: hold, and let the peer drop its replica before going on alone. What the peer
+    said so far it may have said before that became whole."""
+    turn.set(peer=None)
     turn.to(Phase.ASKING, cause, Hold(), StopSync(cause), asking_from=Phase.PROTECTED)
 
 

@@ -152,3 +152,21 @@ def test_a_first_copy_meant_for_a_replica_that_is_gone() -> None:
         pair.deliver(alpha)
     pair.settle()
     assert {phase(alpha), phase(beta)} == BOTH
+
+
+def test_replication_fails_as_the_replica_becomes_whole() -> None:
+    pair = Pair()
+    pair.relink()
+    alpha, beta = pair.hosts.values()
+    while phase(alpha) is not Phase.SYNCING:
+        for host in (alpha, beta):
+            pair.work(host)
+            pair.deliver(host)
+    pair.first_epoch(alpha)
+    assert beta.whole
+    pair.feed(alpha, core.SyncFailed("fault"))  # its last word from the peer is from before
+    pair.feed(alpha, core.Refused("a late answer"))
+    pair.tick()
+    assert not alpha.free
+    pair.settle()
+    assert {phase(alpha), phase(beta)} == BOTH
