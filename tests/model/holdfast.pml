@@ -6,8 +6,9 @@
  * docs/model.md says what is left out and why that is sound. One option of the loop in Host() is one event that a
  * host handles, whole: `step` is atomic there too.
  *
- * -DFAULTS=n: at most n faults, of the kinds that -DCRASH, -DSTALL, -DCUT, -DWITNESS and -DKILL allow.
- * -DMOVES=n: at most n switchovers are ordered. -DBUG_...: a defect that must be found.
+ * -DFAULTS=n: at most n faults, of the kinds that -DCRASH (a host, or its service), -DSTALL (a service stands still),
+ * -DCUT (all links), -DWITNESS (it is away), -DKILL (a QEMU) and -DBREAK (replication, for a cause on one host) allow.
+ * All is repaired some time. -DMOVES=n: at most n switchovers are ordered. -DBUG_...: a defect that must be found.
  */
 
 #ifndef FAULTS
@@ -72,8 +73,9 @@ byte wanted_role[2];
 bit retry[2];
 bit word[2];                /* needs_word */
 bit doubt[2];               /* in_doubt */
-bit alone[2];               /* HANDED: the arbiter granted the term that the peer takes without this host's word */
+bit next_granted[2];        /* HANDED: the arbiter granted the term that the peer takes without this host's word */
 bit up[2];                  /* peer_up: this end of the session stands */
+bit joining[2];             /* the other end stands, this one is about to */
 byte peer[2];               /* its phase as last told; 0: not known */
 byte peer_term[2];
 byte peer_last[2];
@@ -107,6 +109,7 @@ bit flying[2];              /* the epoch in flight has it */
 bit sent[2];                /* some epoch of this replication had it */
 bit due[2];                 /* committed, not yet released */
 bit told;
+bit committed;              /* it was in an epoch that a replica took whole */
 bit unshared;               /* it was told by a host alone, and was in no committed epoch since */
 
 /* Links, witness, faults. */
@@ -114,7 +117,8 @@ chan to[2] = [WAY] of { byte, byte, byte };   /* phase or kind; term; what goes 
 bit wire = 1;
 bit witness = 1;
 byte held;                  /* the highest term it granted */
-bit holder;
+byte holder;                /* 2: nobody */
+#define NOBODY 2
 byte faults_left = FAULTS;
 byte moves_left = MOVES;
 bit crashed;                /* a host crashed, or a QEMU died */
@@ -166,7 +170,7 @@ inline lose_copy(fault) {
 
 inline send(k, t, w) {
     if
-    :: up[me] && up[you] -> to[you]!k, t, w
+    :: up[me] && (up[you] || joining[you]) -> to[you]!k, t, w
     :: else
     fi
 }
@@ -178,6 +182,11 @@ inline speak() {
     assert(!told || wrote[me]);                                                 /* nothing acknowledged is lost */
     reign = term[me]; ruler = me;
     vm[me] = 1; free[me] = 1; hold[me] = 0; due[me] = 0
+}
+
+inline release() {              /* under protection: what an epoch that is committed let the VM say */
+    assert(committed);                                                          /* output commit */
+    told = 1
 }
 
 inline shut() { free[me] = 0; hold[me] = 0; due[me] = 0 }
@@ -195,7 +204,7 @@ inline stop_vm() {
 }
 
 inline enter(p) {
-    phase[me] = p; retry[me] = 0; wanted[me] = 0; wanted_role[me] = 0; doubt[me] = 0; alone[me] = 0; primary[me] = 0; tell = 1;
+    phase[me] = p; retry[me] = 0; wanted[me] = 0; wanted_role[me] = 0; doubt[me] = 0; next_granted[me] = 0; primary[me] = 0; tell = 1;
     if
     :: p != ASKING && p != TAKING && p != FENCING -> word[me] = 0
     :: else
@@ -481,9 +490,15 @@ inline message() {
         fi;
         replica[me] = 2; kept[me] = 0; part[me] = 0
     :: kind == PART && its_term == term[me] && replica[me] >= 2 ->
-        part[me] = 1
+        part[me] = 1;
+#ifdef BUG_HALF_IS_WHOLE
+        if
+        :: phase[me] == RECEIVING -> enter(STANDBY)
+        :: else
+        fi
+#endif
     :: kind == COMMIT && its_term == term[me] && replica[me] >= 2 ->
-        part[me] = 0; kept[me] = what; unshared = unshared && !what;
+        part[me] = 0; kept[me] = what; unshared = unshared && !what; committed = committed || what;
         if
         :: replica[me] == 2 && phase[me] == RECEIVING ->
             enter(STANDBY);
@@ -508,7 +523,7 @@ inline message() {
 #define can     (alive && room)
 
 inline forget_session() {
-    up[me] = 0; peer[me] = 0; peer_term[me] = 0; peer_last[me] = 0; peer_role[me] = 0; peer_settled[me] = 0; peer_copy[me] = 0;
+    up[me] = 0; joining[me] = 0; peer[me] = 0; peer_term[me] = 0; peer_last[me] = 0; peer_role[me] = 0; peer_settled[me] = 0; peer_copy[me] = 0;
     do
     :: len(to[me]) -> to[me]?_, _, _
     :: else -> break
@@ -525,7 +540,7 @@ inline crash() {
     lose_copy(1); shut(); job[me] = 0;
     sync[me] = 0; flight[me] = 0; flying[me] = 0; sent[me] = 0;
     phase[me] = DEAD; term[me] = 0; last[me] = 0; primary[me] = 0; wanted[me] = 0; wanted_role[me] = 0;
-    retry[me] = 0; word[me] = 0; doubt[me] = 0; alone[me] = 0; lease[me] = 0; granted[me] = 0; stalled[me] = 0; copy[me] = 0;
+    retry[me] = 0; word[me] = 0; doubt[me] = 0; next_granted[me] = 0; lease[me] = 0; granted[me] = 0; stalled[me] = 0; copy[me] = 0;
     judge()
 }
 
@@ -533,7 +548,7 @@ proctype Host(bit me) {
 end:
     do
     /* what comes in */
-    :: d_step { can && len(to[me]) -> begin(); to[me]?kind, its_term, what; message(); done(); what = 0 }
+    :: d_step { can && up[me] && len(to[me]) -> begin(); to[me]?kind, its_term, what; message(); done(); what = 0 }
     :: d_step { can && len(writes[me]) -> begin();
         writes[me]?new_term, new_role;
         assert(new_term >= disk_term[me]);                              /* no term is forgotten */
@@ -542,7 +557,7 @@ end:
     :: d_step { can && granted[me] -> begin();
         if
 #ifndef BUG_TERM_SKIPPED
-        :: asks(me) && phase[me] == HANDED && granted[me] == term[me] + 1 -> alone[me] = 1
+        :: asks(me) && phase[me] == HANDED && granted[me] == term[me] + 1 -> next_granted[me] = 1
         :: asks(me) && !(phase[me] == HANDED && granted[me] == term[me] + 1) && granted[me] > term[me] ->
 #else
         :: asks(me) && granted[me] > term[me] ->
@@ -558,14 +573,19 @@ end:
         tick(); done() }
 
     /* the session */
-    :: d_step { can && up[me] && (!wire || !up[you] || stalled[you] || !phase[you]) -> begin();
+    :: d_step { can && up[me] && (!wire || !(up[you] || joining[you]) || stalled[you] || !phase[you]) -> begin();
         forget_session();
         peer_silent(); done() }
-    :: d_step { me == 0 && wire && !up[0] && !up[1] && phase[0] && phase[1] && !stalled[0] && !stalled[1] ->
-        begin();
-        up[0] = 1; up[1] = 1; lease[0] = 1; lease[1] = 1;
-        to[0]!phase[1], term[1], told_of(1);
-        tell = 1; done() }
+    :: d_step { can && wire && !up[0] && !up[1] && !joining[0] && !joining[1] && phase[you] && !stalled[you] -> begin();
+        up[me] = 1; joining[you] = 1; next_granted[me] = 0; tell = 1; done() }
+    :: d_step { can && joining[me] -> begin();
+        joining[me] = 0; up[me] = 1; next_granted[me] = 0; tell = 1;
+        if
+        :: up[you] -> lease[0] = 1; lease[1] = 1
+        :: else
+        fi;
+        done() }
+    :: d_step { joining[me] && !up[you] -> forget_session(); judge() }
     :: d_step { lease[me] && !up[you] -> lease[me] = 0 }
 
     /* the witness: a question, its answer; nothing comes while it is away */
@@ -573,34 +593,37 @@ end:
 #ifdef BUG_TERM_SKIPPED
         asked[me] = term[me] + (phase[me] == HANDED -> 2 : 1) }
 #else
-        asked[me] = term[me] + (alone[me] -> 2 : 1) }
+        asked[me] = term[me] + (next_granted[me] -> 2 : 1) }
 #endif
     :: d_step { asked[me] ->
         if
-        :: witness && (asked[me] > held || (asked[me] == held && holder == me)) ->
+        :: witness && (asked[me] > held || (asked[me] == held && (holder == me || holder == NOBODY))) ->
             held = asked[me]; holder = me;
             if
             :: phase[me] -> granted[me] = asked[me]
             :: else
             fi
 #ifdef BUG_GRANT_TWICE
-        :: witness && asked[me] == held && holder != me -> granted[me] = asked[me]
+        :: witness && asked[me] == held && holder == you -> granted[me] = asked[me]
 #endif
-        :: else -> 
+        :: else ->
             if
             :: phase[me] && asks(me) -> retry[me] = 1
             :: else
             fi
         fi;
         asked[me] = 0 }
-    :: d_step { can && witness && in_speaking(phase[me]) && (held != term[me] || holder != me) -> begin();
+    :: d_step { can && witness && in_speaking(phase[me]) && (held < term[me] || (held == term[me] && holder != me) ||
+                (held > term[me] && holder == you && !up[me] && phase[me] != PROTECTED)) -> begin();
         if
-        :: held > term[me] && holder != me && !up[me] && (phase[me] == SOLO || phase[me] == SYNCING) ->
+        :: held > term[me] && holder == you && !up[me] && (phase[me] == SOLO || phase[me] == SYNCING) ->
             enter(ASKING); primary[me] = 1; shut(); stop_sync(); retry[me] = 1
         :: held <= term[me] -> held = term[me]; holder = me
         :: else
         fi;
         done() }
+    :: d_step { alive && witness && holder == me && held > term[me] && !asks(me) && !wanted[me] && !len(writes[me]) &&
+                !asked[me] && !granted[me] -> holder = NOBODY }         /* a grant that was not used is given back */
 
     /* what it was told to do is done */
     :: d_step { can && job[me] == START_VM -> begin();
@@ -614,6 +637,9 @@ end:
         done() }
     :: d_step { can && job[me] == TAKE_OVER -> begin();
         job[me] = 0;
+#ifdef BUG_PARTIAL_EPOCH
+        torn[me] = part[me];
+#endif
         assert(replica[me] == 3 && !torn[me]);                          /* whole epochs only */
         vm[me] = 1; replica[me] = 0; wrote[me] = kept[me]; kept[me] = 0; part[me] = 0;
         vm_running(); done() }
@@ -624,9 +650,9 @@ end:
 
     /* the VM, its clients, its epochs */
     :: d_step { alive && vm[me] == 1 && in_speaking(phase[me]) && !told && !wrote[0] && !wrote[1] && !kept[0] && !kept[1] ->
-        wrote[me] = 1 }
+        wrote[me] = 1; committed = 0 }
     :: d_step { alive && free[me] && wrote[me] && !told -> told = 1; unshared = 1; judge() }
-    :: d_step { alive && hold[me] && lease[me] && due[me] -> due[me] = 0; told = 1; judge() }
+    :: d_step { alive && hold[me] && lease[me] && due[me] -> due[me] = 0; release(); judge() }
     :: d_step { can && sync[me] == 1 -> send(SYNC, term[me], peer_copy[me]); sync[me] = 2 }
     :: d_step { can && (sync[me] == 2 || (sync[me] == 3 && !flight[me] && !due[me] && vm[me] == 1 &&
                                           ((wrote[me] && !sent[me]) || job[me] == HAND_OVER))) ->
@@ -637,7 +663,10 @@ end:
         :: else
         fi;
 #ifdef BUG_RELEASE_BEFORE_COMMIT
-        told = told || wrote[me];
+        if
+        :: wrote[me] -> release()
+        :: else
+        fi;
 #endif
         send(PART, term[me], 0); send(COMMIT, term[me], flying[me]); done() }
 
@@ -649,7 +678,11 @@ end:
 #ifdef CRASH
     :: d_step { faults_left && phase[me] -> crash() }
     :: d_step { faults_left && phase[me] && len(writes[me]) -> writes[me]?disk_term[me], disk_role[me]; crash() }
-    :: d_step { !phase[me] -> asked[me] = 0; phase[me] = WAITING; term[me] = disk_term[me]; last[me] = disk_role[me] }
+    :: d_step { !phase[me] -> asked[me] = 0; phase[me] = WAITING; 
+#ifdef BUG_FORGETS
+        disk_term[me] = 0; disk_role[me] = NONE;
+#endif
+        term[me] = disk_term[me]; last[me] = disk_role[me] }
 #endif
 #ifdef STALL
     :: d_step { faults_left && alive -> faults_left--; stalled[me] = 1 }
@@ -664,8 +697,16 @@ end:
     :: d_step { me == 0 && !witness -> witness = 1 }
 #endif
 #ifdef KILL
-    :: d_step { can && faults_left && (vm[me] || replica[me]) -> begin();
+    :: d_step { can && faults_left && (vm[me] || replica[me] || job[me]) -> begin();
         faults_left--; crashed = 1; lose_copy(1); shut(); vm_lost(); done() }
+#endif
+#ifdef BREAK
+    :: d_step { can && faults_left && (phase[me] == SYNCING || phase[me] == PROTECTED || phase[me] == HANDOVER) -> begin();
+        faults_left--; enter(ASKING); primary[me] = 1; shut(); stop_sync();
+#ifndef BUG_OLD_WORD
+        peer[me] = 0; peer_term[me] = 0; peer_last[me] = 0; peer_role[me] = 0; peer_settled[me] = 0; peer_copy[me] = 0;
+#endif
+        done() }
 #endif
     :: d_step { me == 0 && faults_left -> faults_left = 0 }              /* no more of them */
     od
@@ -674,7 +715,11 @@ end:
 /* Nothing is left to happen: both hosts must have found together. */
 proctype Judge() {
     timeout ->
+#ifndef SAFETY_ONLY
     assert((phase[0] == PROTECTED && phase[1] == STANDBY) || (phase[1] == PROTECTED && phase[0] == STANDBY))
+#else
+    skip
+#endif
 }
 
 init {
