@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How whole the two hosts are: told to each other, judged for each VM, and given to the decision cores."""
+"""How whole the two hosts are, and what they have: told to each other, judged for each VM, and given to the decision
+cores."""
 
 from __future__ import annotations
 
@@ -9,7 +10,9 @@ from collections.abc import Callable
 
 import msgspec
 
+from appliance import config as cfg
 from appliance import core
+from appliance.capacity import Offer, Problem, problems, refusal
 from appliance.peer import Peer
 from appliance.placement import Condition, judge
 from appliance.protection import Protection
@@ -18,19 +21,29 @@ from vmlink.wire import Message, Type
 
 AGAIN = 1.0
 """Seconds after which a host says again how it is."""
-LONGEST = 16 << 10
-"""Bytes of a condition."""
+LONGEST = 64 << 10
+"""Bytes of what a host tells of itself."""
+UNKNOWN = "it has not said yet what it can carry"
 log = logging.getLogger("holdfast.outlook")
 
 
-class Outlook:
-    """See the module. `look` gives this host's condition; `unfit(vm)` why the peer cannot carry that VM."""
+class Told(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a host tells of itself; no offer before it was measured."""
 
-    def __init__(self, peer: Peer, vms: dict[str, Protection], look: Callable[[], Condition],
-                 unfit: Callable[[str], str]) -> None:
-        self._peer, self._vms, self._look, self._unfit = peer, vms, look, unfit
-        self.here, self.there = Condition(), None  # type: Condition, Condition | None
+    condition: Condition
+    offer: Offer | None
+
+
+class Outlook:
+    """See the module. `look` gives this host's condition, `offer` what it has for VMs."""
+
+    def __init__(self, peer: Peer, vms: dict[str, Protection], configured: dict[str, cfg.Vm],
+                 look: Callable[[], Condition], offer: Callable[[], Offer | None]) -> None:
+        self._peer, self._vms, self._configured, self._look, self._offer = peer, vms, configured, look, offer
+        self.here, self.there = Condition(), None  # type: Condition, Told | None
         self._drained = False
+        self.problems: dict[str, list[Problem]] = {}
+        """By VM: what speaks against it on the peer."""
 
     def drained(self, drained: bool) -> None:
         """This host is to be left alone, or no more."""
@@ -45,7 +58,8 @@ class Outlook:
                     "whole" if not here.broken else f"not whole: {', '.join(sorted(here.broken))}",
                     f" ({'; '.join(here.reasons)})" if here.reasons else "")
         self.here = here
-        self._peer.send(Message(Type.CONDITION, payload=(msgspec.json.encode(here),)))
+        told = Told(here, self._offer())
+        self._peer.send(Message(Type.CONDITION, payload=(msgspec.json.encode(told),)))
         self._judge()
 
     def peer_down(self) -> None:
@@ -55,14 +69,26 @@ class Outlook:
     def message(self, message: Message) -> None:
         """The peer says how it is. Raises WireError when that cannot be understood."""
         payload = b"".join(bytes(part) for part in message.payload)
-        self.there = understood(payload, Condition, "a condition", LONGEST)
+        self.there = understood(payload, Told, "a condition", LONGEST)
         self._judge()
 
     def _judge(self) -> None:
         for name, vm in self._vms.items():
-            conditions = judge(self.here, self.there, self._unfit(name))
+            unfit = self._unfit(name)
+            conditions = judge(self.here, self.there.condition if self.there else None, unfit)
             if conditions != vm.state.conditions:
+                if unfit and unfit not in (UNKNOWN, vm.state.conditions.unfit):
+                    log.warning("%s: %s cannot carry it: %s", name, self._peer.name, unfit)
                 vm.post(core.Judged(conditions))
+
+    def _unfit(self, name: str) -> str:
+        """Why the peer cannot carry that VM."""
+        there, own = self.there.offer if self.there else None, self._offer()
+        self.problems[name] = []
+        if there is None or own is None:
+            return UNKNOWN
+        self.problems[name] = problems(name, self._configured, self._peer.name, there, own)
+        return refusal(self.problems[name])
 
     async def run(self) -> None:
         """Say it again and again."""

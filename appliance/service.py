@@ -25,6 +25,7 @@ from appliance.firewall import Firewall
 from appliance.health.health import Health
 from appliance.health.machines import Guest
 from appliance.health.report import Report
+from appliance.offer import Stock
 from appliance.orders import Orders
 from appliance.outlook import Outlook
 from appliance.peer import Peer
@@ -54,7 +55,9 @@ class Service:
         self.vms = {name: Protection(name, vm, config, self.peer, self._arbiter) for name, vm in config.vm.items()}
         self._firewall = Firewall(config, self._open_fronts)
         self._by_id = {vm_id(name): vm for name, vm in self.vms.items()}
-        self._outlook = Outlook(self.peer, self.vms, lambda: self._health.fitness().condition(), lambda _: "")
+        self._outlook = Outlook(self.peer, self.vms, config.vm, lambda: self._health.fitness().condition(),
+                                lambda: self._stock.here)
+        self._stock = Stock(config, self._pids, self._outlook.changed)
         self._health = Health(config, self.peer.links, self._guests, self._outlook.changed)
         self._report = Report(config.host.name, config.peer.name, self._health)
         verbs = Verbs(config.host.name, config.peer.name, self.vms, self._outlook.drained)
@@ -90,7 +93,7 @@ class Service:
             await self._control.start()
             self.peer.start()
             looking = [watched(self._outlook.run(), "outlook"), watched(self._health.run(), "health"),
-                       watched(self._arbiter_watch.run(), "arbiter"),
+                       watched(self._arbiter_watch.run(), "arbiter"), watched(self._stock.run(), "capacity"),
                        watched(self._report.run(), "report")]
             gc.freeze()  # what lives as long as the service need not be looked at by each collection
             log.info("host %s is ready, its peer is %s", self._config.host.name, self._config.peer.name)
@@ -119,6 +122,11 @@ class Service:
     def _open_fronts(self) -> list[str]:
         fronts = {name: vm.machine.front for name, vm in self.vms.items()}
         return [name for name, front in fronts.items() if front is not None and front.is_open]
+
+    def _pids(self) -> Iterator[int]:
+        for vm in self.vms.values():
+            if vm.machine.qemu is not None:
+                yield vm.machine.qemu.pid
 
     def _guests(self) -> Iterator[Guest]:
         for name, vm in self.vms.items():
@@ -171,7 +179,8 @@ class Service:
                 "peer": self.peer.status(), "arbiter": self._arbiter_watch.status(),
                 "condition": msgspec.to_builtins(self._outlook.here),
                 "rules": await self._firewall.status(),
-                "vms": {name: vm.status() for name, vm in self.vms.items()}}
+                "vms": {name: {**vm.status(), "capacity": msgspec.to_builtins(self._outlook.problems.get(name, []))}
+                        for name, vm in self.vms.items()}}
 
     async def _epochs(self, arguments: dict[str, Any]) -> dict[str, Any]:
         return {"schema": "holdfast.epochs/1",

@@ -51,6 +51,9 @@ def _vm_lines(name: str, vm: dict[str, Any], colour: bool) -> Iterator[str]:
     conditions = vm.get("conditions") or {}
     if conditions.get("unfit"):
         yield _row("  peer unfit", str(conditions["unfit"]))
+    for problem in vm.get("capacity") or []:
+        if problem.get("level") == "warn":
+            yield _row("  warning", f"{problem.get('reason')}: {problem.get('remedy')}")
     if conditions.get("shunt"):
         yield _row("  shunt", "its traffic goes through the peer's uplink")
     if vm.get("qemu_pid"):

@@ -56,7 +56,8 @@ def test_the_backup_is_killed(pair: Pair, point: str) -> None:
 @pytest.mark.parametrize("action", ["kill", "raise"])
 @pytest.mark.parametrize("point", TAKEOVER)
 def test_the_backup_fails_to_take_over(pair: Pair, point: str, action: str) -> None:
-    """The primary only stood still: it holds the state, and goes on."""
+    """The primary only stood still: it holds the state, and goes on, once it is known that the other one did not
+    speak under the term that it was granted."""
     primary, backup = pair.protected()
     pair.arm(backup, f"{point}:{action}")
     pair.lab.fault("service-pause", primary)
@@ -66,8 +67,8 @@ def test_the_backup_fails_to_take_over(pair: Pair, point: str, action: str) -> N
     else:
         until(f"{backup} fails", lambda: pair.vm(backup).get("phase") == "failed")
     pair.heal(primary)
-    pair.client.goes_on()
     pair.heal(backup)
+    pair.client.goes_on()
     assert pair.protected() == (primary, backup)
     pair.sound(primary)
 
