@@ -27,7 +27,7 @@ step = @printf '%-7s %s\n' '$(1)' '$(2)'; mkdir -p $(LOG); \
 	( $(3) ) >$(LOG)/$(1).log 2>&1 || { rc=$$?; tail -n 40 $(LOG)/$(1).log; echo "$(1): failed, all of it in $(LOG)/$(1).log" >&2; exit $$rc; }
 endif
 
-.PHONY: help setup bpf shim image check test-fast test demo campaign bench lab-clean clean
+.PHONY: help setup bpf shim image check model test-fast test demo campaign bench lab-clean clean
 
 help:
 	@echo 'make setup      Debian packages (as root, when one is missing) and the Python environment in $(VENV)'
@@ -36,6 +36,7 @@ help:
 	@echo 'make image      the guest that the demo and the tests boot, into $(BUILD)/image'
 	@echo 'make demo       two hosts on this machine, a VM, and what its clients see when a host dies'
 	@echo 'make campaign   N faults one after another, each judged, into $(BUILD)/campaign/report.json; SEED=, ROUND=, ARGS='
+	@echo 'make model      the protocol verified exhaustively with SPIN; each configuration ends with errors: 0'
 	@echo 'make test       the checks and all tests      (as root; does all set-up itself)'
 	@echo 'make test-fast  the tests that boot no guest'
 	@echo 'make check      ruff, mypy --strict, import-linter'
@@ -93,7 +94,10 @@ check: setup
 test-fast: setup bpf shim image
 	$(Q)$(PY) -m pytest -q -m 'not slow' $(ARGS)
 
-test: check bpf shim image
+model: setup
+	$(Q)$(PY) -m tests.model.run
+
+test: check model bpf shim image
 	$(Q)$(PY) -m pytest -q $(ARGS)
 
 # --- running it ---------------------------------------------------------------------------------------------
