@@ -77,6 +77,8 @@ def judge(before: Verdict | None, found: State, now: float, *, rounds: int, sett
     well: float | None = None
     if found is State.FAILED:
         state = State.FAILED if bad >= rounds or held is State.FAILED else State.WARN
+        if state is State.WARN and before is not None and before.well is not None:
+            well = now  # what failed lately is not forgotten for another bad reading
     elif found is State.UNKNOWN or before is None:
         state = found
     else:

@@ -74,6 +74,7 @@ def test_a_failure_takes_several_bad_readings_in_a_row() -> None:
 def test_well_again_takes_a_while() -> None:
     assert run(FAILED, OK, OK, OK, OK, rounds=1) == [FAILED, WARN, WARN, WARN, OK]
     assert run(FAILED, OK, OK, FAILED, OK, OK, OK, OK, rounds=1) == [FAILED, WARN, WARN, FAILED, WARN, WARN, WARN, OK]
+    assert run(FAILED, FAILED, OK, FAILED, OK, OK, OK, OK, rounds=2)[2:] == [WARN] * 4 + [OK] * 2
     assert run(FAILED, OK, rounds=1, settle=0) == [FAILED, OK]
     assert run(FAILED, UNKNOWN, OK, rounds=1) == [FAILED, UNKNOWN, OK]
 
