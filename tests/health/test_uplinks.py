@@ -11,6 +11,8 @@ import socket
 import time
 from collections.abc import AsyncIterator
 
+import pytest
+
 from appliance.health import rtnl
 from appliance.health.reach import Reach
 from appliance.health.reading import Reading, State
@@ -77,6 +79,21 @@ def test_a_lost_carrier_is_known_within_the_promised_time(stage: Stage) -> None:
     for far in (False, True):
         asyncio.run(scene(far, QUICK))
     asyncio.run(scene(True, Health(settle=60.0, interval=60.0)))  # not by the slow look at all devices
+
+
+@pytest.mark.parametrize("by", ["the event", "the look"])
+def test_each_way_to_see_it_is_enough(stage: Stage, by: str) -> None:
+    async def scene() -> None:
+        health = Health(interval=60.0, carrier_interval=60.0 if by == "the event" else QUICK.carrier_interval)
+        async with watched(health) as host:
+            await host.of("br0 carrier")
+            if by == "the look":
+                asyncio.get_running_loop().remove_reader(host.uplinks._watch._events)
+            with stage.inside("client"):
+                run("ip", "link", "set", "c0", "down")
+            assert await host.wait("br0 carrier", FAILED) < 2.0
+
+    asyncio.run(scene())
 
 
 def test_a_carrier_that_is_back_is_trusted_after_a_while(stage: Stage) -> None:
