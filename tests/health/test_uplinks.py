@@ -42,11 +42,12 @@ class Watched:
     async def wait(self, subject: str, state: State, seconds: float = 5.0) -> float:
         """Read whenever woken until the subject is in `state`; returns the seconds it took."""
         begun = time.monotonic()
-        while (await self.of(subject)).state is not state:
-            async with asyncio.timeout_at(asyncio.get_running_loop().time() + seconds):
+        async with asyncio.timeout(seconds):
+            while True:
                 await self.woken.wait()
-            self.woken.clear()
-        return time.monotonic() - begun
+                self.woken.clear()
+                if (await self.of(subject)).state is state:
+                    return time.monotonic() - begun
 
 
 @contextlib.asynccontextmanager
