@@ -20,6 +20,8 @@ from appliance.errors import HoldfastError, Unavailable
 
 ATTEMPTS = 5
 """How often a record may change under our hands before we give up for now."""
+SPARE = 0.1
+"""Seconds that a register which got no answer has to say so in its own words."""
 log = logging.getLogger("holdfast.arbiter")
 
 
@@ -75,7 +77,8 @@ class NoArbiter:
 
 
 class Keeper:
-    """An arbiter whose records lie in `register`; `host` is the one it asks for."""
+    """An arbiter whose records lie in `register`; `host` is the one it asks for. Each call ends within `timeout`
+    seconds and SPARE, whatever it takes: a grant is two answers, and may have to wait for another call."""
 
     def __init__(self, name: str, host: str, register: Register, timeout: float) -> None:
         self.name, self._host, self._register, self._timeout = name, host, register, timeout
@@ -83,14 +86,14 @@ class Keeper:
 
     async def ask(self, vm: str, term: int, force: bool = False) -> Answer:
         try:
-            async with asyncio.timeout(2 * self._timeout), self._one_at_a_time[vm]:
+            async with asyncio.timeout(self._timeout + SPARE), self._one_at_a_time[vm]:
                 return await self._change(vm, lambda record: grants.ask(record, self._host, term, force))
         except (HoldfastError, TimeoutError, OSError) as error:
-            return Answer(False, str(error) or "the arbiter does not answer")
+            return Answer(False, str(error) or f"{self.name} does not answer within {self._timeout:g} s")
 
     async def renew(self, vm: str, term: int) -> Answer | None:
         try:
-            async with asyncio.timeout(2 * self._timeout), self._one_at_a_time[vm]:
+            async with asyncio.timeout(self._timeout + SPARE), self._one_at_a_time[vm]:
                 return await self._change(vm, lambda record: grants.renew(record, self._host, term))
         except (HoldfastError, TimeoutError, OSError) as error:
             log.debug("%s: %s", vm, error)
@@ -99,7 +102,7 @@ class Keeper:
     async def withdraw(self, vm: str, used: Callable[[], int | None]) -> bool:
         try:
             # While the lock is held no grant reaches this host: what is not in use now will not be.
-            async with asyncio.timeout(2 * self._timeout), self._one_at_a_time[vm]:
+            async with asyncio.timeout(self._timeout + SPARE), self._one_at_a_time[vm]:
                 version, record = await self._register.read(vm)
                 term = used()
                 if term is None:
@@ -134,11 +137,10 @@ def make(settings: Settings, host: str, peer: str) -> Arbiter:
     pair = settings.pair or "-".join(sorted((host, peer)))
     if settings.kind == "witness":
         assert settings.key_file is not None
-        where = address(settings.address)
-        return Keeper("witness", host, WitnessRegister(where, pair, settings.key_file, settings.timeout),
-                      settings.timeout)
+        witness = WitnessRegister(address(settings.address), pair, settings.key_file, settings.timeout)
+        return Keeper("witness", host, witness, settings.timeout)
     if settings.kind == "etcd":
-        register = EtcdRegister(settings.endpoints, pair, settings.timeout, settings.ca_file, settings.cert_file,
-                                settings.cert_key_file)
-        return Keeper("etcd", host, register, settings.timeout)
+        etcd = EtcdRegister(settings.endpoints, pair, settings.timeout, settings.ca_file, settings.cert_file,
+                            settings.cert_key_file)
+        return Keeper("etcd", host, etcd, settings.timeout)
     return NoArbiter(settings.accept_split_brain_risk)

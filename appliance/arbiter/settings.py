@@ -22,7 +22,7 @@ class Arbiter(Section, frozen=True, kw_only=True):
     kind: Literal["none", "witness", "etcd"] = "none"
     accept_split_brain_risk: bool = False  # none: take over on mere silence of the peer
     pair: str = ""  # this pair's name at the arbiter; "" is the names of both hosts, sorted, with a dash between
-    timeout: Seconds = 1.0  # for an answer
+    timeout: Seconds = 1.0  # for a grant
     address: str = ""  # witness: HOST:PORT
     key_file: FilePath | None = None  # witness: the pair's key
     endpoints: tuple[str, ...] = ()  # etcd: URLs

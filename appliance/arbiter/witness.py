@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 from typing import cast
 
@@ -25,6 +27,8 @@ from appliance.watched import is_defect, watched
 
 WAITING = 256
 """Records that may wait to be written; a question beyond is not answered, and will be asked again."""
+TELL = 10.0
+"""Seconds between two lines in the log about datagrams that get no answer: whoever sends them may send many."""
 log = logging.getLogger("holdfast.witness")
 
 Asked = tuple[Question, bytes, tuple[str, int]]
@@ -37,8 +41,7 @@ class Witness(asyncio.DatagramProtocol):
         self._shelf, self._keys = shelf, keys
         self._writes: asyncio.Queue[Asked] = asyncio.Queue(WAITING)
         self._transport: asyncio.DatagramTransport | None = None
-        self.refused = 0
-        """Datagrams that got no answer."""
+        self._refused, self._tell_at = 0, -math.inf
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.DatagramTransport, transport)
@@ -49,8 +52,7 @@ class Witness(asyncio.DatagramProtocol):
             secret = key.load(self._keys / f"{pair}.key")
             question = unseal(data, Question, secret)
         except HoldfastError as error:
-            self.refused += 1
-            log.debug("%s: %s", addr[0], error)
+            self._refuse(addr, error.message)
             return
         if question.put is None:
             self._answer((question, secret, addr))
@@ -58,7 +60,14 @@ class Witness(asyncio.DatagramProtocol):
         try:
             self._writes.put_nowait((question, secret, addr))
         except asyncio.QueueFull:
-            self.refused += 1
+            self._refuse(addr, "too much waits to be written")
+
+    def _refuse(self, sender: tuple[str, int], why: str) -> None:
+        self._refused += 1
+        now = time.monotonic()
+        if now >= self._tell_at:
+            self._tell_at = now + TELL
+            log.warning("%s gets no answer: %.200r; %d datagrams got none so far", sender[0], why, self._refused)
 
     async def write(self) -> None:
         """Put down what is to be put, one after the other."""
@@ -133,5 +142,10 @@ def main(listen: str, state: Path, keys: Path, ready_fd: int | None = None) -> N
                         format="%(asctime)s.%(msecs)03d %(levelname)-7s %(name)s: %(message)s")
     if not keys.is_dir():
         raise Unavailable(f"there is no directory {keys}", f"make it, with PAIR.key in it; {key.HOW}")
+    for path in sorted(keys.glob("*.key")):
+        try:
+            key.load(path)
+        except HoldfastError as error:  # the other pairs are served all the same
+            log.error("%s; %s: this pair gets no answers", error.message, error.hint)
     with contextlib.closing(Shelf(state)) as shelf:
         asyncio.run(_run(listen, shelf, keys, ready_fd))

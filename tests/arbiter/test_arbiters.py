@@ -4,13 +4,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
 
-from appliance.arbiter.arbiter import Keeper, make
+from appliance.arbiter import key
+from appliance.arbiter.arbiter import SPARE, Keeper, make
 from appliance.arbiter.grants import Record
 from appliance.arbiter.settings import Arbiter as Settings
 from tests.arbiter.conftest import WitnessProcess
@@ -128,6 +132,51 @@ def test_nobody_answers(witness: WitnessProcess, kind: str) -> None:
         assert time.monotonic() - begun < 5
 
     play(settings, scene)
+
+
+@pytest.mark.parametrize("kind", ["witness", "etcd"])
+def test_who_takes_too_long_says_no(tmp_path: Path, kind: str) -> None:
+    """A machine that takes everything and says nothing costs no more than the time that is configured."""
+    key.make(tmp_path / "key")
+    with contextlib.closing(deaf(kind)) as sock:
+        nowhere = f"127.0.0.1:{sock.getsockname()[1]}"
+        settings = (Settings(kind="witness", address=nowhere, key_file=tmp_path / "key", timeout=0.3)
+                    if kind == "witness" else Settings(kind="etcd", endpoints=(f"http://{nowhere}",), timeout=0.3))
+
+        async def scene(alpha: Keeper, beta: Keeper) -> None:
+            begun = time.monotonic()
+            at_once = await asyncio.gather(*(alpha.ask("web1", 2) for _ in range(5)))
+            assert time.monotonic() - begun < 0.3 + SPARE + 0.5
+            assert not any(answer.granted for answer in at_once)
+            assert "0.3 s" in at_once[0].reason, at_once
+
+        play(settings, scene)
+
+
+def deaf(kind: str) -> socket.socket:
+    """Takes datagrams or connections on loopback, and never answers."""
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM if kind == "witness" else socket.SOCK_STREAM)
+    sock.bind(("127.0.0.1", 0))
+    if kind == "etcd":
+        sock.listen(64)
+    return sock
+
+
+@pytest.mark.parametrize("accepted", [False, True])
+def test_nobody_is_the_arbiter(accepted: bool) -> None:
+    """Mere silence is enough only for who accepted the risk by name."""
+
+    async def scene() -> None:
+        nobody = make(Settings(kind="none", accept_split_brain_risk=accepted), "alpha", "beta")
+        answer = await nobody.ask("web1", 2)
+        assert answer.granted is accepted and "risk" in answer.reason
+        stands = await nobody.renew("web1", 2)
+        assert stands is not None and stands.granted
+        assert await nobody.withdraw("web1", lambda: 1)
+        assert (await nobody.look()).granted
+        await nobody.close()
+
+    asyncio.run(scene())
 
 
 def test_one_etcd_of_several_answers(etcd: str) -> None:

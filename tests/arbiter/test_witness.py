@@ -123,6 +123,34 @@ def test_who_has_another_key_gets_no_word(witness: WitnessProcess, tmp_path: Pat
     assert asyncio.run(register(witness).read("web1")) == (0, Record())
 
 
+def test_the_log_says_who_got_no_answer(witness: WitnessProcess) -> None:
+    """Once for many, and without a line that a stranger could write into it."""
+    ask(witness, seal(question(), KEY), 0.2)
+    for _ in range(20):
+        ask(witness, b"HFW1" + bytes(32) + b'{"\\n forged": 1}', 0.01)
+    asyncio.run(register(witness).read("web1"))
+    log = (witness.place / "log").read_text()
+    assert log.count("gets no answer") == 1 and "sealed with another key" in log, log
+    assert "\n forged" not in log
+
+
+def test_a_key_that_others_can_read_is_told(witness: WitnessProcess) -> None:
+    client = register(witness, timeout=0.2)
+    witness.terminate()
+    witness.key.chmod(0o644)
+    witness.start()
+    log = (witness.place / "log").read_text()
+    assert f"the key {witness.key} is readable for others; chmod 600 {witness.key}" in log
+    with pytest.raises(Unavailable, match="no answer"):
+        asyncio.run(client.read("web1"))
+
+
+def test_a_witness_without_keys_does_not_start(witness: WitnessProcess, tmp_path: Path) -> None:
+    command = [*witness.command(), "--keys", str(tmp_path / "none")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    assert done.returncode == 69 and "--make-key" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_a_pair_cannot_speak_for_another(witness: WitnessProcess) -> None:
     key.make(witness.keys / "other.key")
     secret = key.load(witness.keys / "other.key")
