@@ -9,6 +9,7 @@ is known.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import fcntl
 import socket
@@ -38,13 +39,19 @@ class Reach:
         self.interval = health.interval
         self._assess = Assessor("uplink", health.rounds, health.settle)
         self._patience = min(PATIENCE, health.interval / 2)
+        self._ears: dict[str, _Ear] = {}
         self._targets: dict[str, list[str]] = {bridge: [] for bridge in bridges}
         for probe in health.probe:
             address, _, bridge = probe.partition("@")
             self._targets[bridge or bridges[0]].append(address)
 
     def close(self) -> None:
-        """Nothing is held between two readings."""
+        for bridge in list(self._ears):
+            self._forget(bridge)
+
+    def _forget(self, bridge: str) -> None:
+        if ear := self._ears.pop(bridge, None):
+            ear.close()
 
     async def read(self) -> list[Reading]:
         return list(await asyncio.gather(*map(self._bridge, self._targets)))
@@ -54,36 +61,54 @@ class Reach:
         if not targets:
             return self._assess.unknown(subject, "nothing to probe: health.probe names no address", _SOURCE)
         try:
-            silent = await _probe(bridge, targets, self._patience)
+            if bridge not in self._ears:
+                self._ears[bridge] = _Ear(bridge)
+            silent = await self._ears[bridge].probe(targets, self._patience)
             reason = f"no answer from {', '.join(silent)}" if silent else ""
         except OSError as error:
+            self._forget(bridge)
             silent, reason = targets, f"cannot probe through {bridge}: {error.strerror or error}"
         state = State.FAILED if len(silent) == len(targets) else State.WARN if silent else State.OK
         return self._assess.found(subject, state, source=_SOURCE, value=len(targets) - len(silent), unit="answering",
                                   threshold=f"failed <= 0 of {len(targets)}", reason=reason)
 
 
-async def _probe(bridge: str, targets: list[str], patience: float) -> list[str]:
-    """Those of the IPv4 addresses that do not answer through `bridge` within `patience` seconds. Raises OSError."""
-    waiting = {socket.inet_aton(target): target for target in targets}
-    loop = asyncio.get_running_loop()
-    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, 0) as sock:
-        program = ctypes.create_string_buffer(_REPLIES_ONLY)
-        sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", 4, ctypes.addressof(program)))
-        sock.bind((bridge, _ETH_P_ARP))
-        mac, own = _addresses(sock, bridge)
-        for address in waiting:
-            sock.send(_ARP.pack(b"\xff" * 6, mac, _ETH_P_ARP, 1, 0x0800, 6, 4, 1, mac, own, bytes(6), address)
-                      .ljust(60, b"\0"))
+class _Ear:
+    """A socket that hears the ARP replies to one bridge. Closing such a socket takes 10 ms and more, so it is kept as
+    long as it serves, and closed in a thread. Raises OSError when it cannot be had."""
+
+    def __init__(self, bridge: str) -> None:
+        self._bridge = bridge
+        self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, 0)
         try:
+            program = ctypes.create_string_buffer(_REPLIES_ONLY)
+            attached = struct.pack("HP", 4, ctypes.addressof(program))
+            self.socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, attached)
+            self.socket.bind((bridge, _ETH_P_ARP))
+        except OSError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        asyncio.get_running_loop().run_in_executor(None, self.socket.close)
+
+    async def probe(self, targets: list[str], patience: float) -> list[str]:
+        """Those of the IPv4 addresses that do not answer within `patience` seconds. Raises OSError."""
+        waiting = {socket.inet_aton(target): target for target in targets}
+        with contextlib.suppress(BlockingIOError):
+            while True:  # answers that came too late
+                self.socket.recv(128)
+        mac, own = _addresses(self.socket, self._bridge)
+        for address in waiting:
+            self.socket.send(_ARP.pack(b"\xff" * 6, mac, _ETH_P_ARP, 1, 0x0800, 6, 4, 1, mac, own, bytes(6), address)
+                             .ljust(60, b"\0"))
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience):
                 while waiting:
-                    frame, sender = await loop.sock_recvfrom(sock, 128)
+                    frame, sender = await asyncio.get_running_loop().sock_recvfrom(self.socket, 128)
                     if len(frame) >= _ARP.size and sender[2] != _PACKET_OUTGOING:
                         waiting.pop(_ARP.unpack_from(frame)[9], None)
-        except TimeoutError:
-            pass
-    return list(waiting.values())
+        return list(waiting.values())
 
 
 def _addresses(sock: socket.socket, bridge: str) -> tuple[bytes, bytes]:
