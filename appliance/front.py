@@ -51,7 +51,8 @@ class FrontSpec:
     limit_bytes: int
 
     def device(self, kind: str) -> str:
-        """The name of a device of this front: kind `v` is the VM tap, `h` the hold tap, `o` the out tap."""
+        """The name of a device of this front: kind `v` is the VM tap, `h` the hold tap, `o` the out tap; `x` and `s`
+        are a detour's tunnel and its bridge."""
         vm = self.vm
         if len(vm.encode()) > 12:
             vm = vm.encode()[:5].decode(errors="ignore") + hashlib.sha256(vm.encode()).hexdigest()[:6]
@@ -122,13 +123,13 @@ class Front:
         libbpf.attach(out_index, "ingress", guard_programs.program("guard"))
         libbpf.attach(out_index, "egress", gate_programs.program("inbound"))
         guard_programs.close()
-        async with _netlink() as netlink:
-            bridge = _index(self.spec.bridge)
-            await _fix_mac(netlink, bridge)
-            await _prepare(netlink, hold_name, _HOLD_RING)
-            await _prepare(netlink, out_name, _OTHER_RING)
-            await netlink.link("set", index=state.hold_ifindex, state="up")
-            await netlink.link("set", index=out_index, master=bridge, state="up")
+        async with netlink() as connection:
+            bridge = device_index(self.spec.bridge)
+            await _fix_mac(connection, bridge)
+            await _prepare(connection, hold_name, _HOLD_RING)
+            await _prepare(connection, out_name, _OTHER_RING)
+            await connection.link("set", index=state.hold_ifindex, state="up")
+            await connection.link("set", index=out_index, master=bridge, state="up")
 
     def _load(self) -> tuple[libbpf.Object, libbpf.Object]:
         where = objects_dir()
@@ -164,12 +165,12 @@ class Front:
 
     async def attach_device(self, name: str) -> None:
         """Put the gate behind a device that is there and down; what comes in there is what the VM sends."""
-        async with _netlink() as netlink:
-            index = _index(name)
+        async with netlink() as connection:
+            index = device_index(name)
             libbpf.attach(index, "ingress", self._gate_program)
-            await _prepare(netlink, name, _OTHER_RING)
+            await _prepare(connection, name, _OTHER_RING)
             self.inbound.bind(name, index)
-            await netlink.link("set", index=index, state="up")
+            await connection.link("set", index=index, state="up")
         self._vm_tap = name
 
     async def _detach(self) -> None:
@@ -177,9 +178,9 @@ class Front:
         self.inbound.unbind()
         name, self._vm_tap = self._vm_tap, ""
         if name and name == self.spec.device("v"):
-            async with _netlink() as netlink:
+            async with netlink() as connection:
                 with contextlib.suppress(HoldfastError):
-                    await netlink.link("del", index=_index(name))
+                    await connection.link("del", index=device_index(name))
 
     @property
     def is_open(self) -> bool:
@@ -209,6 +210,11 @@ class Front:
             if error.message != self._latched:
                 log.error("%s", error)
             self._latched = error.message
+
+    async def plug(self, bridge: str) -> None:
+        """Move the out tap into this bridge. Raises HoldfastError."""
+        async with netlink() as connection:
+            await connection.link("set", index=device_index(self.spec.device("o")), master=device_index(bridge))
 
     def announce(self) -> None:
         """Tell the network that the MAC is here now, once. Only an open guard lets it pass."""
@@ -252,7 +258,7 @@ def _exists(name: str) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def _netlink() -> AsyncIterator[Any]:
+async def netlink() -> AsyncIterator[Any]:
     """A netlink connection of the calling thread's namespace; errors come out as `HoldfastError`."""
     from pyroute2 import AsyncIPRoute, NetlinkError  # 0.3 s to import: only a service that has a front pays
 
@@ -268,30 +274,31 @@ async def _netlink() -> AsyncIterator[Any]:
         raise Unavailable(f"the kernel did not answer a network request in {_NETLINK_TIMEOUT:g} s") from None
 
 
-def _index(name: str) -> int:
+def device_index(name: str) -> int:
+    """The index of a network device of the calling thread's namespace. Raises Unavailable."""
     try:
         return socket.if_nametoindex(name)
     except OSError:
         raise Unavailable(f"there is no network device {name}", "create it first") from None
 
 
-async def _fix_mac(netlink: Any, bridge: int) -> None:
+async def _fix_mac(connection: Any, bridge: int) -> None:
     """A bridge without a MAC of its own takes another one whenever a port leaves: give it the one it has."""
-    for link in await netlink.link("get", index=bridge):
+    for link in await connection.link("get", index=bridge):
         if link.get(("linkinfo", "kind")) != "bridge":
             raise Unavailable(f"{link.get('ifname')} is no bridge", "name a bridge in the VM's configuration")
-        await netlink.link("set", index=bridge, address=link.get("address"))
+        await connection.link("set", index=bridge, address=link.get("address"))
 
 
-def _silence_ipv6(name: str) -> None:
+def silence_ipv6(name: str) -> None:
     """No router solicitations and such of the host's own on a device of the front."""
     with contextlib.suppress(OSError):  # without IPv6 in the kernel
         Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6").write_text("1")
 
 
-async def _prepare(netlink: Any, name: str, ring: int) -> None:
+async def _prepare(connection: Any, name: str, ring: int) -> None:
     """Before it is up: a ring of `ring` frames, no queue before it, and no frames of the kernel's own."""
-    _silence_ipv6(name)
-    index = _index(name)
-    await netlink.link("set", index=index, txqlen=ring)
-    await netlink.tc("replace", "noqueue", index=index, parent=0xFFFFFFFF)
+    silence_ipv6(name)
+    index = device_index(name)
+    await connection.link("set", index=index, txqlen=ring)
+    await connection.tc("replace", "noqueue", index=index, parent=0xFFFFFFFF)

@@ -43,6 +43,7 @@ class Machine:
                  post: Callable[[core.Event], None]) -> None:
         self.name, self._id, self._vm, self._config = name, vm_id(name), vm, config
         self._peer, self._journal, self._post = peer, journal, post
+        self.front_spec = FrontSpec(name, vm.mac, vm.ip, vm.bridge, vm.limits.held)
         self.front: Front | None = None
         self.qemu: Qemu | None = None
         self._ram: GuestRam | None = None
@@ -59,8 +60,7 @@ class Machine:
 
     async def start(self) -> None:
         """Prepare the front, silent. Raises HoldfastError or BpfError."""
-        spec = FrontSpec(self.name, self._vm.mac, self._vm.ip, self._vm.bridge, self._vm.limits.held)
-        self.front = await Front.create(spec)
+        self.front = await Front.create(self.front_spec)
         self._spawn(self._worker())
 
     async def close(self) -> None:

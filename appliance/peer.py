@@ -95,6 +95,11 @@ class Peer:
     def up(self) -> bool:
         return self._active is not None
 
+    @property
+    def active_link(self) -> cfg.Link | None:
+        """The link that carries the stream; None when the peer is down."""
+        return self._active.config if self._active is not None else None
+
     # --- sending ---
 
     def send(self, message: Message) -> None:

@@ -20,6 +20,7 @@ from appliance import core
 from appliance.arbiter.arbiter import make as make_arbiter
 from appliance.arbiter.watch import ArbiterWatch
 from appliance.control import ControlServer
+from appliance.detour import Detours
 from appliance.exits import Exit
 from appliance.firewall import Firewall
 from appliance.health.health import Health
@@ -62,7 +63,9 @@ class Service:
         self._report = Report(config.host.name, config.peer.name, self._health)
         verbs = Verbs(config.host.name, config.peer.name, self.vms, self._outlook.drained)
         table = {**verbs.table(), "health": self._report.verb}
-        self._orders = verbs.orders = self._report.orders = Orders(self.peer, table)
+        self._detours = Detours(config, self.peer, self.vms)
+        self._orders = Orders(self.peer, {**table, "detour": self._detours.verb})
+        verbs.orders = self._report.orders = self._detours.orders = self._orders
         own = {"status": self._status, "epochs": self._epochs}
         self._control = ControlServer(config.control_path, {**own, **table})
 
@@ -90,10 +93,12 @@ class Service:
             await self._firewall.start()  # before there is anything to let through
             for vm in self.vms.values():
                 await vm.start()
+            await self._detours.start()
             await self._control.start()
             self.peer.start()
             looking = [watched(self._outlook.run(), "outlook"), watched(self._health.run(), "health"),
                        watched(self._arbiter_watch.run(), "arbiter"), watched(self._stock.run(), "capacity"),
+                       watched(self._detours.run(), "detours"),
                        watched(self._report.run(), "report")]
             gc.freeze()  # what lives as long as the service need not be looked at by each collection
             log.info("host %s is ready, its peer is %s", self._config.host.name, self._config.peer.name)
@@ -112,6 +117,7 @@ class Service:
         finally:
             for vm in self.vms.values():
                 await vm.close()
+            await self._detours.close()
             await self._orders.close()
             await self.peer.close()
             await self._control.close()
@@ -179,7 +185,8 @@ class Service:
                 "peer": self.peer.status(), "arbiter": self._arbiter_watch.status(),
                 "condition": msgspec.to_builtins(self._outlook.here),
                 "rules": await self._firewall.status(),
-                "vms": {name: {**vm.status(), "capacity": msgspec.to_builtins(self._outlook.problems.get(name, []))}
+                "vms": {name: {**vm.status(), "capacity": msgspec.to_builtins(self._outlook.problems.get(name, [])),
+                               "detour": self._detours.status(name)}
                         for name, vm in self.vms.items()}}
 
     async def _epochs(self, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -54,8 +54,10 @@ def _vm_lines(name: str, vm: dict[str, Any], colour: bool) -> Iterator[str]:
     for problem in vm.get("capacity") or []:
         if problem.get("level") == "warn":
             yield _row("  warning", f"{problem.get('reason')}: {problem.get('remedy')}")
-    if conditions.get("shunt"):
-        yield _row("  shunt", "its traffic goes through the peer's uplink")
+    if detour := vm.get("detour"):
+        told = {"near": f"its traffic goes through the peer's uplink, over {detour.get('link')}",
+                "far": "it speaks through the uplink of this host"}
+        yield _row("  detour", told.get(str(detour.get("end")), f"none: {detour.get('reason')}"))
     if vm.get("qemu_pid"):
         yield _row("  qemu", f"pid {vm['qemu_pid']}", f"tracker {vm.get('tracker') or '-'}")
     if sync := vm.get("sync"):

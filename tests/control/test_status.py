@@ -34,7 +34,8 @@ REPLY: dict[str, Any] = {
             "pause_ms": {"last": 3.1, "p50": 3.4, "p99": 7.0, "max": 12.5}, "in_flight": 1,
             "sync": {"done_bytes": 1 << 20, "total_bytes": 128 << 20, "round": 2, "bytes_per_s": 64 << 20,
                      "left_s": 2.0},
-            "paused": True, "conditions": {"unfit": "no memory", "move": "", "shunt": True}, "events": [],
+            "paused": True, "conditions": {"unfit": "no memory", "move": "", "shunt": True},
+            "detour": {"end": "near", "link": "link0", "reason": ""}, "events": [],
         }
     },
 }  # fmt: skip
@@ -46,7 +47,7 @@ vm web1         primary         protected       term 7  epoch 184213  committed 
   reason        the backup has a whole replica
   paused        by the operator: it is not protected until it is resumed
   peer unfit    no memory
-  shunt         its traffic goes through the peer's uplink
+  detour        its traffic goes through the peer's uplink, over link0
   qemu          pid 4123        tracker uffd-wp
   sync          round 2         1.0 MiB of 128.0 MiB  64.0 MiB/s      2.0 s left
   gate          ring            held 12 frames, 9.4 KiB  released 3  overflow 0
