@@ -66,7 +66,7 @@ class Protection:
         self._persisting = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self.arbiter_answer: Answer | None = None
-        """The last one; None when it did not answer."""
+        """The last one to a renewal; None when there was none."""
         self._unsettled = True
         """The arbiter may have granted this host what it did not use: an answer was lost, or a former life's was."""
 
@@ -242,6 +242,7 @@ class Protection:
         return {
             "role": self.state.role, "phase": self.state.phase, "reason": self.state.reason,
             "term": self.state.term, "epoch": epoch, "committed": primary.committed if primary else epoch,
+            "grant": msgspec.to_builtins(self.arbiter_answer),
             "paused": self.state.paused, "conditions": msgspec.to_builtins(self.state.conditions),
             "qemu_pid": qemu.pid if qemu else None,
             "qemu": {"version": qemu.version, "accel": qemu.accel.name,

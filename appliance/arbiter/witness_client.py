@@ -34,7 +34,8 @@ class _Exchange(asyncio.DatagramProtocol):
             self.reply.set_result(reply)
 
     def error_received(self, exc: Exception) -> None:
-        self.trouble = str(exc)  # nobody listens there now; the next try may find somebody
+        # Nobody listens there now; the next try may find somebody.
+        self.trouble = (exc.strerror if isinstance(exc, OSError) else None) or str(exc)
 
 
 class WitnessRegister:
