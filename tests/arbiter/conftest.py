@@ -10,8 +10,8 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -81,16 +81,24 @@ def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a real etcd."""
     if shutil.which("etcd") is None:
         pytest.skip("etcd is not installed")
-    client, peer = (f"http://127.0.0.1:{free_port(socket.SOCK_STREAM)}" for _ in range(2))
-    place = tmp_path_factory.mktemp("etcd")
+    with running_etcd(tmp_path_factory.mktemp("etcd")) as url:
+        yield url
+
+
+@contextmanager
+def running_etcd(place: Path, options: Sequence[str] = (), scheme: str = "http") -> Iterator[str]:
+    """An etcd of one member with its data in `place`; gives the URL for clients."""
+    client = f"{scheme}://127.0.0.1:{free_port(socket.SOCK_STREAM)}"
+    peer, health = (f"http://127.0.0.1:{free_port(socket.SOCK_STREAM)}" for _ in range(2))
     with open(place / "log", "wb") as log:
         process = subprocess.Popen(
             ["etcd", "--name", "one", "--data-dir", str(place / "data"), "--listen-client-urls", client,
              "--advertise-client-urls", client, "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer,
-             "--initial-cluster", f"one={peer}"], stdout=log, stderr=log)  # fmt: skip
+             "--initial-cluster", f"one={peer}", "--listen-metrics-urls", health, *options],
+            stdout=log, stderr=log)  # fmt: skip
     try:
         deadline = time.monotonic() + 20
-        while not _healthy(client):
+        while not _healthy(health):
             assert time.monotonic() < deadline and process.poll() is None, (place / "log").read_text()[-2000:]
         yield client
     finally:
