@@ -4,7 +4,7 @@
 The kernel batches its link events, up to a second apart for a carrier that goes (net/core/link_watch.c), so
 an event is only a reason to ask; the answer comes from ETHTOOL_GLINK, which reads the carrier itself. That takes 2 us,
 but it waits for the kernel's one lock for all network configuration: 30 ms and more where somebody else configures.
-So it is asked only when the device's count of carrier changes, which no lock guards, has moved, and once a second.
+So it is asked only when the device's count of carrier changes, which no lock guards, has moved, and every few seconds.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 
 _RTMGRP_LINK = 1
 _SIOCETHTOOL, _ETHTOOL_GLINK = 0x8946, 0x0A
-AGAIN = 1.0
+AGAIN = 5.0
 """Seconds after which the kernel is asked although nothing was counted."""
 
 

@@ -98,7 +98,8 @@ class _Ear:
         with contextlib.suppress(BlockingIOError):
             while True:  # answers that came too late
                 self.socket.recv(128)
-        mac, own = _addresses(self.socket, self._bridge)
+        # In a thread: it waits for the kernel's configuration lock.
+        mac, own = await asyncio.get_running_loop().run_in_executor(None, _addresses, self._bridge)
         for address in waiting:
             self.socket.send(_ARP.pack(b"\xff" * 6, mac, _ETH_P_ARP, 1, 0x0800, 6, 4, 1, mac, own, bytes(6), address)
                              .ljust(60, b"\0"))
@@ -111,11 +112,11 @@ class _Ear:
         return list(waiting.values())
 
 
-def _addresses(sock: socket.socket, bridge: str) -> tuple[bytes, bytes]:
-    """MAC and IPv4 address of the bridge."""
+def _addresses(bridge: str) -> tuple[bytes, bytes]:
+    """MAC and IPv4 address of the bridge. Raises OSError."""
     request = struct.pack("16s24x", bridge.encode())
-    mac = fcntl.ioctl(sock, _SIOCGIFHWADDR, request)[18:24]
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as asker:
+        mac = fcntl.ioctl(asker, _SIOCGIFHWADDR, request)[18:24]
         try:
             own = fcntl.ioctl(asker, _SIOCGIFADDR, request)[20:24]
         except OSError:  # it has none

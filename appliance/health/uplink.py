@@ -59,7 +59,7 @@ class Uplinks:
         if self._timer is None:
             self._look()
         try:
-            devices = rtnl.devices()
+            devices = await asyncio.get_running_loop().run_in_executor(None, rtnl.devices)
         except OSError as error:
             reason = f"the kernel does not list its network devices: {error}"
             return [self._assess.unknown(f"{bridge} carrier", reason, _CARRIER) for bridge in self._bridges]
