@@ -45,13 +45,15 @@ ADDRESSES = GUESTS[0].addresses
 class Options(msgspec.Struct, frozen=True, kw_only=True):
     """What can be chosen about a lab. Times in seconds, sizes in bytes.
 
-    arbiter: what runs on the third machine: witness, etcd or none. vms: 1, or 2 with a home each.
+    arbiter: what runs on the third machine: witness, etcd or none. risk: with none, silence is taken for death.
+    vms: 1, or 2 with a home each.
     kernel: None for the guest image that the images recipe builds. append: added to the kernel command line
     that gives the guest its addresses. epoch: None for adaptive epochs, else the length of fixed ones.
     """
 
     name: str = "lab"
     arbiter: str = "witness"
+    risk: bool = True
     vms: int = 1
     kernel: str | None = None
     initrd: str | None = None
@@ -199,7 +201,7 @@ def configuration(options: Options, host: str) -> str:
             for number, link in enumerate(topology.LINKS)
         },
         "[timing]": {name: format_duration(value) for name, value in _timing(options).items()},
-        "[arbiter]": third.section(options.arbiter, directory(options.name) / third.PLACE),
+        "[arbiter]": third.section(options.arbiter, directory(options.name) / third.PLACE, options.risk),
         "[health]": {"probe": [topology.CLIENT_IP]},
     }
     for guest in GUESTS[: options.vms]:

@@ -26,14 +26,13 @@ def _key(home: Path) -> Path:
     return home / "keys" / f"{PAIR}.key"
 
 
-def section(kind: str, home: Path) -> dict[str, object]:
-    """[arbiter] for the hosts."""
+def section(kind: str, home: Path, risk: bool) -> dict[str, object]:
+    """[arbiter] for the hosts. `risk`: without an arbiter, silence is taken for death."""
     if kind == "witness":
         return {"kind": kind, "address": f"{WITNESS_IP}:{PORT}", "key_file": _key(home)}
     if kind == "etcd":
         return {"kind": kind, "endpoints": [f"http://{WITNESS_IP}:{ETCD_PORT}"]}
-    # Two hosts on one machine cannot lose sight of each other unless a fault is injected.
-    return {"kind": "none", "accept_split_brain_risk": True}
+    return {"kind": "none", "accept_split_brain_risk": risk}
 
 
 def command(kind: str, home: Path) -> list[str]:

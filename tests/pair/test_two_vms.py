@@ -33,8 +33,9 @@ class Two:
         self.wires = {guest.name: Wire(lab, guest.mac) for guest in GUESTS}
 
     def close(self) -> None:
-        for thing in (*self.clients.values(), *self.wires.values()):
-            thing.close()
+        for guest in GUESTS:
+            self.clients[guest.name].close()
+            self.wires[guest.name].close()
         self.lab.down()
 
     def primary(self, vm: str) -> str:
