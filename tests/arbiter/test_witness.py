@@ -4,19 +4,23 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 import os
 import secrets
 import socket
 import subprocess
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.arbiter import key
-from appliance.arbiter.datagram import LONGEST, Put, Question, Reply, address, peek, seal, unseal
+from appliance.arbiter.arbiter import make
+from appliance.arbiter.datagram import LONGEST, MAGIC, Put, Question, Reply, address, peek, seal, unseal
 from appliance.arbiter.grants import Record
+from appliance.arbiter.settings import Arbiter as Settings
 from appliance.arbiter.shelf import MOST, Shelf
 from appliance.arbiter.witness_client import WitnessRegister
 from appliance.errors import BadData, HoldfastError, NoPermission, Unavailable
@@ -53,6 +57,37 @@ def test_a_grant_outlives_the_witness(witness: WitnessProcess) -> None:
     witness.start()
     assert asyncio.run(register(witness).read("web1")) == (1, Record(7, "alpha"))
     assert witness.terminate() == 0
+
+
+def test_no_term_is_granted_twice_over_restarts(witness: WitnessProcess) -> None:
+    """Killed at any moment, four times, while both hosts ask for each term at once."""
+    holders: dict[int, set[str]] = {}
+
+    async def asks(host: str, peer: str, until: asyncio.Event) -> None:
+        settings = Settings(kind="witness", address=f"127.0.0.1:{witness.port}", key_file=witness.key, timeout=0.2)
+        arbiter = make(settings, host, peer)
+        while not until.is_set():
+            term = max(holders, default=0) + 1
+            if (await arbiter.ask("web1", term)).granted:
+                holders.setdefault(term, set()).add(host)
+
+    async def scene() -> None:
+        until = asyncio.Event()
+        hosts = [asyncio.ensure_future(asks(*names, until)) for names in (("alpha", "beta"), ("beta", "alpha"))]
+        for _ in range(4):
+            before = len(holders)
+            async with asyncio.timeout(20):
+                while len(holders) < before + 20:
+                    await asyncio.wait(hosts, timeout=0.005)
+            witness.kill()
+            await asyncio.to_thread(witness.start)
+        until.set()
+        await asyncio.gather(*hosts)
+
+    asyncio.run(scene())
+    assert len(holders) >= 80 and all(len(hosts) == 1 for hosts in holders.values()), holders
+    _, record = asyncio.run(register(witness).read("web1"))
+    assert record.term >= max(holders)
 
 
 def test_it_waits_for_a_witness_that_is_about_to_return(witness: WitnessProcess) -> None:
@@ -105,6 +140,20 @@ def test_a_grant_that_cannot_be_read_stops_it(tmp_path: Path, content: bytes) ->
     with pytest.raises(HoldfastError, match="cannot be read") as caught:
         Shelf(tmp_path)
     assert "two hosts speak" in caught.value.hint
+
+
+def test_a_place_that_cannot_be_used(witness: WitnessProcess) -> None:
+    witness.terminate()
+    for place, cause in ((witness.key, "exists"), (witness.key / "below", "directory")):
+        command = [*witness.command(), "--state-dir", str(place)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+        assert done.returncode == 69 and cause in done.stderr and "--state-dir" in done.stderr, done.stderr
+
+
+def test_an_address_that_is_taken(witness: WitnessProcess, tmp_path: Path) -> None:
+    command = [*witness.command(), "--state-dir", str(tmp_path / "other")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    assert done.returncode == 69 and "free port" in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
 def test_one_witness_at_a_time(witness: WitnessProcess) -> None:
@@ -207,6 +256,14 @@ def test_whatever_arrives(data: bytes) -> None:
 def test_a_name_is_no_path(witness: WitnessProcess, pair: str) -> None:
     assert ask(witness, seal(question(pair=pair), key.load(witness.key)), 0.2) is None
     assert ask(witness, seal(question(vm=pair), key.load(witness.key)), 0.2) is None
+
+
+def test_what_is_too_long_is_not_read(witness: WitnessProcess) -> None:
+    secret = key.load(witness.key)
+    for length, answered in ((LONGEST, True), (LONGEST + 1, False)):
+        body = msgspec.json.encode(question()).ljust(length - len(MAGIC) - 32)
+        datagram = MAGIC + hmac.digest(secret + b" question", body, "sha256") + body
+        assert len(datagram) == length and (ask(witness, datagram, 0.5) is not None) is answered
 
 
 def test_a_flood_does_not_keep_a_host_from_its_answer(witness: WitnessProcess) -> None:
