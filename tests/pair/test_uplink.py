@@ -14,7 +14,7 @@ import pytest
 from appliance import control
 from appliance.lab import blueprint
 from appliance.lab.topology import HOSTS, inside
-from tests.pair.pair import Pair, other, until
+from tests.pair.pair import Pair, until
 
 pytestmark = [
     pytest.mark.slow,
@@ -41,6 +41,12 @@ def health(pair: Pair, host: str) -> dict[str, Any]:
 
 def failed(readings: list[dict[str, Any]], component: str) -> list[str]:
     return [one["subject"] for one in readings if one["state"] == "failed" and one["component"] == component]
+
+
+def asked(pair: Pair, host: str) -> str:
+    """Whose answer tells that the QEMU of `host` is well."""
+    found = [one for one in health(pair, host)[host]["readings"] if one["subject"].endswith(" monitor")]
+    return str(found[0]["source"]) if found[0]["state"] == "ok" else ""
 
 
 @contextlib.contextmanager
@@ -134,7 +140,8 @@ def test_a_host_whose_disk_fails_gives_its_vm_away(pair: Pair) -> None:
 
 def test_health_of_a_host_that_does_not_answer(pair: Pair) -> None:
     primary, backup = pair.protected()
-    assert other(backup) == primary
+    until("a VM that is checkpointed is not asked", lambda: asked(pair, primary) == "QMP cont")
+    until("its replica is", lambda: asked(pair, backup) == "QMP query-status")
     pair.lab.fault("service-kill", backup)
     until("the loss is noticed", lambda: not health(pair, primary)[backup]["reachable"])
     seen = health(pair, primary)[backup]
