@@ -10,6 +10,7 @@ import secrets
 import socket
 import subprocess
 from pathlib import Path
+from typing import cast
 
 import msgspec
 import pytest
@@ -216,6 +217,33 @@ def test_a_question_that_was_overheard_is_of_no_use(witness: WitnessProcess) -> 
     assert asyncio.run(register(witness).swap("web1", 1, Record(6, "beta")))
     again = unseal(ask(witness, put) or b"", Reply, secret)
     assert not again.done and again.record == Record(6, "beta")
+
+
+def test_an_answer_that_was_overheard_is_of_no_use(tmp_path: Path) -> None:
+    """One to another question, and one from who has no key, come before the true one."""
+    file = tmp_path / "key"
+    key.make(file)
+    secret = key.load(file)
+
+    class Replayed(asyncio.DatagramProtocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            self.transport = cast(asyncio.DatagramTransport, transport)
+
+        def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+            asked = unseal(data, Question, secret)
+            for nonce, seal_key, term in (("0" * 32, secret, 1), (asked.nonce, KEY, 2), (asked.nonce, secret, 3)):
+                self.transport.sendto(seal(Reply(nonce, term, Record(term, "alpha")), seal_key), addr)
+
+    async def scene() -> tuple[int, Record]:
+        transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(
+            Replayed, local_addr=("127.0.0.1", 0))
+        try:
+            port = transport.get_extra_info("sockname")[1]
+            return await WitnessRegister(("127.0.0.1", port), PAIR, file, 2.0).read("web1")
+        finally:
+            transport.close()
+
+    assert asyncio.run(scene()) == (3, Record(3, "alpha"))
 
 
 def test_a_question_does_not_pass_for_an_answer() -> None:
