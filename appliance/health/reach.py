@@ -21,6 +21,8 @@ from appliance.health.settings import Health
 
 PATIENCE = 0.5
 """Seconds in which an answer counts, if that is less than half the interval."""
+MOST = 1000
+"""Answers read at once: more are nobody's neighbours."""
 _ETH_P_ARP, _PACKET_OUTGOING = 0x0806, 4
 _SIOCGIFADDR, _SIOCGIFHWADDR = 0x8915, 0x8927
 _SO_ATTACH_FILTER = 26
@@ -95,21 +97,39 @@ class _Ear:
     async def probe(self, targets: list[str], patience: float) -> list[str]:
         """Those of the IPv4 addresses that do not answer within `patience` seconds. Raises OSError."""
         waiting = {socket.inet_aton(target): target for target in targets}
-        with contextlib.suppress(BlockingIOError):
-            while True:  # answers that came too late
-                self.socket.recv(128)
+        self._heard()  # answers that came too late
         # In a thread: it waits for the kernel's configuration lock.
         mac, own = await asyncio.get_running_loop().run_in_executor(None, _addresses, self._bridge)
         for address in waiting:
             self.socket.send(_ARP.pack(b"\xff" * 6, mac, _ETH_P_ARP, 1, 0x0800, 6, 4, 1, mac, own, bytes(6), address)
                              .ljust(60, b"\0"))
-        with contextlib.suppress(TimeoutError):
+        answered = asyncio.Event()
+        asyncio.get_running_loop().add_reader(self.socket, answered.set)
+        try:
             async with asyncio.timeout(patience):
                 while waiting:
-                    frame, sender = await asyncio.get_running_loop().sock_recvfrom(self.socket, 128)
-                    if len(frame) >= _ARP.size and sender[2] != _PACKET_OUTGOING:
-                        waiting.pop(_ARP.unpack_from(frame)[9], None)
+                    await answered.wait()
+                    answered.clear()
+                    self._strike(waiting)
+        except TimeoutError:
+            self._strike(waiting)  # in time, if this process stood still meanwhile
+        finally:
+            asyncio.get_running_loop().remove_reader(self.socket)
         return list(waiting.values())
+
+    def _strike(self, waiting: dict[bytes, str]) -> None:
+        for address in self._heard():
+            waiting.pop(address, None)
+
+    def _heard(self) -> list[bytes]:
+        """Whose answers have arrived since the last time."""
+        found: list[bytes] = []
+        with contextlib.suppress(BlockingIOError):
+            for _ in range(MOST):
+                frame, sender = self.socket.recvfrom(128)
+                if len(frame) >= _ARP.size and sender[2] != _PACKET_OUTGOING:
+                    found.append(_ARP.unpack_from(frame)[9])
+        return found
 
 
 def _addresses(bridge: str) -> tuple[bytes, bytes]:

@@ -230,6 +230,24 @@ def test_neighbours_answer_or_do_not(stage: Stage) -> None:
     asyncio.run(scene())
 
 
+def test_an_answer_that_nobody_had_time_to_read_counts(stage: Stage) -> None:
+    """A service that stood still must not blame its neighbours."""
+    async def scene() -> None:
+        reach = Reach(["br0"], Health(probe=("10.77.9.1",), interval=0.2, rounds=1))
+        assert (await reach.read())[0].state is OK
+        sniffer = stage.sniff()
+        reading = asyncio.ensure_future(reach.read())
+        for _ in range(100000):
+            await asyncio.sleep(0)
+            if sniffer.take(0x0806):
+                break  # the probe is out, and the answer here, before anything else has run
+        asyncio.get_running_loop().remove_reader(reach._ears["br0"].socket)
+        assert (await reading)[0].state is OK
+        reach.close()
+
+    asyncio.run(scene())
+
+
 def test_probes_have_a_fixed_source_and_fill_no_cache(stage: Stage) -> None:
     sniffer = stage.sniff()
 
