@@ -86,7 +86,7 @@ class Outlook:
         there, own = self.there.offer if self.there else None, self._offer()
         self.problems[name] = []
         if there is None or own is None:
-            return UNKNOWN
+            return UNKNOWN if self._peer.up else ""
         self.problems[name] = problems(name, self._configured, self._peer.name, there, own)
         return refusal(self.problems[name])
 
