@@ -17,6 +17,8 @@ from appliance.orders import Orders
 
 PATIENCE = 2.0
 """Seconds within which the peer must answer."""
+FRESH = 0.2
+"""Seconds for which an answer of the peer serves whoever asks."""
 AGAIN = 10.0
 """Seconds after which the peer is asked again, so that something is known of one that dies."""
 
@@ -27,6 +29,7 @@ class Report:
     def __init__(self, host: str, peer: str, health: Health) -> None:
         self._host, self._peer, self._health = host, peer, health
         self._known: tuple[float, dict[str, Any]] | None = None
+        self._asking = asyncio.Lock()
         self.orders: Orders
 
     async def verb(self, args: dict[str, Any]) -> dict[str, Any]:
@@ -52,11 +55,17 @@ class Report:
                 "readings": msgspec.to_builtins(readings)}
 
     async def _ask(self) -> dict[str, Any]:
-        """Raises HoldfastError when the peer does not answer, or not as it should."""
-        reply = await self.orders.ask("health", PATIENCE, own=True)
-        found = _checked(reply.get("hosts", {}).get(self._peer) if isinstance(reply.get("hosts"), dict) else None)
-        self._known = time.monotonic(), found
-        return found
+        """Asked once for all who want to know at the same time: a host takes few orders at once.
+
+        Raises HoldfastError when the peer does not answer, or not as it should.
+        """
+        async with self._asking:
+            if self._known is not None and time.monotonic() - self._known[0] < FRESH:
+                return self._known[1]
+            hosts = (await self.orders.ask("health", PATIENCE, own=True)).get("hosts")
+            found = _checked(hosts.get(self._peer) if isinstance(hosts, dict) else None)
+            self._known = time.monotonic(), found
+            return found
 
     async def _peers(self) -> dict[str, Any]:
         try:

@@ -95,6 +95,7 @@ class Peer:
     """Answers orders as the other host would."""
 
     def __init__(self) -> None:
+        self.asked = self.at_once = 0
         self.answer: dict[str, Any] | HoldfastError = {
             "schema": "holdfast.health/1",
             "hosts": {"beta": {"state": "failed", "reasons": ["br0 carrier: up0: no carrier"], "reachable": True,
@@ -102,6 +103,11 @@ class Peer:
 
     async def ask(self, verb: str, timeout: float, **args: Any) -> dict[str, Any]:
         assert (verb, args) == ("health", {"own": True})
+        self.asked += 1
+        self.at_once += 1
+        assert self.at_once == 1
+        await asyncio.sleep(0)
+        self.at_once -= 1
         if isinstance(self.answer, HoldfastError):
             raise self.answer
         return self.answer
@@ -137,11 +143,24 @@ def test_both_hosts() -> None:
     assert set(asyncio.run(report(Peer()).verb({"own": True}))["hosts"]) == {"alpha"}
 
 
-def test_a_host_that_is_gone_is_shown_as_it_was() -> None:
+def test_many_who_ask_are_one_order() -> None:
+    """The peer ends the session of a host that gives it too many orders at once."""
+    async def scene() -> int:
+        peer = Peer()
+        asked = report(peer)
+        replies = await asyncio.gather(*(asked.verb({}) for _ in range(32)))
+        assert all(reply["hosts"]["beta"]["state"] == "failed" for reply in replies)
+        return peer.asked
+
+    assert asyncio.run(scene()) == 1
+
+
+def test_a_host_that_is_gone_is_shown_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scene() -> dict[str, Any]:
         peer = Peer()
         asked = report(peer)
         await asked.verb({})
+        monkeypatch.setattr("appliance.health.report.FRESH", 0.0)
         peer.answer = Unavailable("beta is not reachable over any link")
         hosts: dict[str, Any] = (await asked.verb({}))["hosts"]
         return hosts
