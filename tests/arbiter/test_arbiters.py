@@ -189,6 +189,21 @@ def test_one_etcd_of_several_answers(etcd: str) -> None:
     play(settings, scene)
 
 
+def test_an_etcd_that_answered_is_asked_first(etcd: str) -> None:
+    """One member that is deaf costs time once."""
+    with contextlib.closing(deaf("etcd")) as sock:
+        nowhere = f"http://127.0.0.1:{sock.getsockname()[1]}"
+        settings = Settings(kind="etcd", endpoints=(nowhere, etcd), pair=f"pair-{time.monotonic_ns()}", timeout=4.0)
+
+        async def scene(alpha: Keeper, beta: Keeper) -> None:
+            assert (await alpha.ask("web1", 2)).granted
+            begun = time.monotonic()
+            assert (await alpha.ask("web1", 3)).granted
+            assert time.monotonic() - begun < 1.5
+
+        play(settings, scene)
+
+
 def test_what_lies_in_etcd_is_not_ours(etcd: str) -> None:
     settings = Settings(kind="etcd", endpoints=(etcd,), pair=f"pair-{time.monotonic_ns()}")
 

@@ -174,14 +174,18 @@ def test_who_has_another_key_gets_no_word(witness: WitnessProcess, tmp_path: Pat
 
 
 def test_the_log_says_who_got_no_answer(witness: WitnessProcess) -> None:
-    """Once for many, and without a line that a stranger could write into it."""
-    ask(witness, seal(question(), KEY), 0.2)
-    for _ in range(20):
-        ask(witness, b"HFW1" + bytes(32) + b'{"\\n forged": 1}', 0.01)
+    """Once for many."""
+    for _ in range(5):
+        ask(witness, seal(question(), KEY), 0.05)
     asyncio.run(register(witness).read("web1"))
     log = (witness.place / "log").read_text()
     assert log.count("gets no answer") == 1 and "sealed with another key" in log, log
-    assert "\n forged" not in log
+
+
+def test_a_stranger_writes_no_line_of_its_own_into_the_log(witness: WitnessProcess) -> None:
+    ask(witness, MAGIC + bytes(32) + b'{"\\nforged": 1}', 0.1)
+    log = (witness.place / "log").read_text()
+    assert "forged" in log and "\nforged" not in log, log
 
 
 def test_a_key_that_others_can_read_is_told(witness: WitnessProcess) -> None:
