@@ -39,7 +39,9 @@ class Uplinks:
         self._watch = CarrierWatch(self._compare)
         self._present: dict[str, bool] = {}
         self._ports: dict[str, list[str]] = {bridge: [] for bridge in bridges}
+        self._gone: set[str] = set()
         self._carriers: dict[str, bool] = {}
+        self._spoilt: list[Reading] = []
         self._timer: asyncio.TimerHandle | None = None
 
     def close(self) -> None:
@@ -52,20 +54,24 @@ class Uplinks:
         self._compare()
 
     def _compare(self) -> None:
-        if any(self._watch.carrier(port) is not well for port, well in self._carriers.items()):
+        if self._differs():
             self._woken()
+
+    def _differs(self) -> bool:
+        return any(self._watch.carrier(port) is not well for port, well in self._carriers.items())
 
     async def read(self) -> list[Reading]:
         if self._timer is None:
             self._look()
-        try:
-            devices = await asyncio.get_running_loop().run_in_executor(None, rtnl.devices)
-        except OSError as error:
-            reason = f"the kernel does not list its network devices: {error}"
-            return [self._assess.unknown(f"{bridge} carrier", reason, _CARRIER) for bridge in self._bridges]
-        spoilt = [reading for bridge in self._bridges for reading in self._list(bridge, devices)]
+        if not self._differs():  # else the list of devices can wait, it may take long
+            try:
+                devices = await asyncio.get_running_loop().run_in_executor(None, rtnl.devices)
+            except OSError as error:
+                reason = f"the kernel does not list its network devices: {error}"
+                return [self._assess.unknown(f"{bridge} carrier", reason, _CARRIER) for bridge in self._bridges]
+            self._spoilt = [reading for bridge in self._bridges for reading in self._list(bridge, devices)]
         self._carriers = {port: self._watch.carrier(port) for ports in self._ports.values() for port in ports}
-        return [*map(self._carrier, self._bridges), *spoilt]
+        return [*map(self._carrier, self._bridges), *self._spoilt]
 
     def _list(self, bridge: str, devices: list[rtnl.Device]) -> list[Reading]:
         """Look which ports the bridge has, and at their counters."""
@@ -73,18 +79,21 @@ class Uplinks:
         self._present[bridge] = found is not None and found.up
         ports = [device for device in devices if found is not None and device.master == found.index
                  and (device.name in self._named if self._named else device.kind not in OURS)]
-        # One that is gone is missed: a NIC that fell off its bus has no carrier either.
-        self._ports[bridge] = sorted({*self._ports[bridge], *(port.name for port in ports)})
+        # One that is gone is missed: a NIC that fell off its bus, or was taken out of the bridge, leads nowhere.
+        names = {port.name for port in ports}
+        self._gone = self._gone - names | (set(self._ports[bridge]) - names)
+        self._ports[bridge] = sorted({*self._ports[bridge], *names})
         return [reading for port in ports for reading in self._counters(port)]
 
     def _carrier(self, bridge: str) -> Reading:
         ports = self._ports[bridge]
-        dead = [port for port in ports if not self._carriers[port]]
+        dead = [port for port in ports if port in self._gone or not self._carriers[port]]
         here = self._present.get(bridge, False)
         if not ports and here:
             return self._assess.unknown(f"{bridge} carrier", "no uplink is a port of the bridge", _CARRIER)
         state = State.FAILED if not here or len(dead) == len(ports) else State.WARN if dead else State.OK
-        reason = f"{', '.join(dead)}: no carrier" if here else f"the bridge {bridge} is missing or down"
+        why = "; ".join(f"{port}: {'no port of it' if port in self._gone else 'no carrier'}" for port in dead)
+        reason = why if here else f"the bridge {bridge} is missing or down"
         return self._assess.found(f"{bridge} carrier", state, source=_CARRIER, value=len(ports) - len(dead),
                                   unit="up", threshold=f"failed <= 0 of {len(ports)}", rounds=1,
                                   reason="" if state is State.OK else reason)

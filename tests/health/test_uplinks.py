@@ -130,7 +130,22 @@ def test_one_of_two_uplinks_is_enough(stage: Stage) -> None:
             assert not seen.doubtful, "no reason to distrust the other"
             run("ip", "link", "del", "up1")  # as a NIC that fell off its bus
             seen = await host.of("br0 carrier")
-            assert (seen.state, seen.reason) == (FAILED, "up0, up1: no carrier")
+            assert (seen.state, seen.reason) == (FAILED, "up0: no carrier; up1: no carrier")
+            seen = await host.of("br0 carrier")
+            assert (seen.state, seen.reason) == (FAILED, "up0: no carrier; up1: no port of it")
+
+    asyncio.run(scene())
+
+
+def test_an_uplink_that_was_taken_out_of_its_bridge(stage: Stage) -> None:
+    async def scene() -> None:
+        async with watched(Health(settle=0.0)) as host:
+            assert (await host.of("br0 carrier")).state is OK
+            run("ip", "link", "set", "up0", "nomaster")
+            seen = await host.of("br0 carrier")
+            assert (seen.state, seen.value, seen.reason) == (FAILED, 0, "up0: no port of it")
+            run("ip", "link", "set", "up0", "master", "br0")
+            assert (await host.of("br0 carrier")).state is OK
 
     asyncio.run(scene())
 
