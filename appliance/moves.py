@@ -102,11 +102,13 @@ def next_term(turn: Turn) -> int:
 def granted(turn: Turn, term: int) -> None:
     """The arbiter's word. From HANDED it takes two: a peer that did not hear of the handover asks for the next term
     too, one that did takes that term without asking and asks for the one above it."""
-    if turn.state.phase is not Phase.HANDED or turn.state.next_granted:
+    if turn.state.phase is not Phase.HANDED:
         turn.persist(term, Role.PRIMARY)
-    elif term == turn.state.term + 1:
+    elif term == turn.state.term + 1:  # perhaps once more: the question was asked twice
         turn.set(next_granted=True)
         turn.effects.append(Ask(next_term(turn)))
+    elif turn.state.next_granted:
+        turn.persist(term, Role.PRIMARY)
 
 
 def give_up(turn: Turn, reason: str) -> None:

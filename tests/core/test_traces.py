@@ -170,3 +170,15 @@ def test_replication_fails_as_the_replica_becomes_whole() -> None:
     assert not alpha.free
     pair.settle()
     assert {phase(alpha), phase(beta)} == BOTH
+
+
+def test_the_first_of_two_grants_answered_twice(pair: Pair) -> None:
+    alpha, beta = handed_over(pair)
+    while beta.inbox:
+        pair.deliver(beta)
+    pair.unlink()
+    for term in (2, 2):
+        pair.feed(alpha, core.Granted(term))
+    assert alpha.state is not None and alpha.state.wanted is None
+    pair.feed(alpha, core.Granted(3))
+    assert alpha.state.wanted == (3, Role.PRIMARY)

@@ -556,11 +556,16 @@ end:
         persisted(); done() }
     :: d_step { can && granted[me] -> begin();
         if
-#ifndef BUG_TERM_SKIPPED
-        :: asks(me) && phase[me] == HANDED && granted[me] == term[me] + 1 -> next_granted[me] = 1
-        :: asks(me) && !(phase[me] == HANDED && granted[me] == term[me] + 1) && granted[me] > term[me] ->
-#else
+#ifdef BUG_TERM_SKIPPED
         :: asks(me) && granted[me] > term[me] ->
+#else
+#ifdef BUG_ASKED_TWICE
+        :: asks(me) && phase[me] == HANDED && granted[me] == term[me] + 1 && !next_granted[me] -> next_granted[me] = 1
+        :: asks(me) && granted[me] > term[me] && (phase[me] != HANDED || next_granted[me]) ->
+#else
+        :: asks(me) && phase[me] == HANDED && granted[me] == term[me] + 1 -> next_granted[me] = 1
+        :: asks(me) && granted[me] > term[me] && (phase[me] != HANDED || (next_granted[me] && granted[me] > term[me] + 1)) ->
+#endif
 #endif
             persist(granted[me], PRIMARY);
 #ifdef BUG_SPEAK_BEFORE_PERSIST
@@ -589,13 +594,13 @@ end:
     :: d_step { lease[me] && !up[you] -> lease[me] = 0 }
 
     /* the witness: a question, its answer; nothing comes while it is away */
-    :: d_step { alive && asks(me) && !up[me] && !asked[me] && !granted[me] && witness ->
+    :: d_step { alive && asks(me) && !up[me] && !asked[me] && witness ->
 #ifdef BUG_TERM_SKIPPED
         asked[me] = term[me] + (phase[me] == HANDED -> 2 : 1) }
 #else
         asked[me] = term[me] + (next_granted[me] -> 2 : 1) }
 #endif
-    :: d_step { asked[me] ->
+    :: d_step { asked[me] && !granted[me] ->
         if
         :: witness && (asked[me] > held || (asked[me] == held && (holder == me || holder == NOBODY))) ->
             held = asked[me]; holder = me;
