@@ -73,9 +73,9 @@ class Pair:
             self.relink()
 
     def relink(self) -> None:
-        """A new session: what was under way is lost, both sides see down and up."""
+        """A new session, which takes two that are awake: what was under way is lost, both sides see down and up."""
         self.unlink()
-        if all(host.state is not None for host in self.hosts.values()):
+        if all(host.state is not None and not host.asleep for host in self.hosts.values()):
             self.linked = True
             for host in self.hosts.values():
                 self.feed(host, core.PeerUp())
@@ -92,8 +92,7 @@ class Pair:
 
     def crash(self, host: Host) -> None:
         host.state = None
-        if host.running and not host.outdated and host.free:
-            self.other(host).outdated = False  # spoken alone and lost: what the other has is the latest there is
+        self.loses(host)
         host.running = host.replica = host.whole = host.free = host.syncing = host.holding = False
         host.asleep = host.outdated = False
         host.todo.clear()
@@ -129,6 +128,7 @@ class Pair:
             case core.Hold():
                 host.free, host.mute = False, True
             case core.StopVm():
+                self.loses(host)
                 host.free = host.running = host.replica = host.whole = host.syncing = host.holding = False
                 host.outdated = False
                 host.todo = deque(e for e in host.todo if isinstance(e, core.Persist | core.Ask))
@@ -153,9 +153,7 @@ class Pair:
                 host.disk = (term, role)
                 self.feed(host, core.Persisted(term, role))
             case core.Ask(term):
-                held = max(self.grants, default=0)
-                mine = term > held or self.grants.get(term) == host.name and term == held
-                if self.arbiter and not fails and mine:
+                if self.arbiter and not fails and self.grantable(host, term):
                     self.grants[term] = host.name
                     self.feed(host, core.Granted(term))
                 else:
@@ -173,6 +171,11 @@ class Pair:
                 host.running, host.replica, host.whole = not fails, False, False
                 self.feed(host, core.VmLost("failed") if fails else core.VmRunning())
 
+    def grantable(self, host: Host, term: int) -> bool:
+        """Each term to one host, once, for ever."""
+        held = max(self.grants, default=0)
+        return term > held or self.grants.get(term) == host.name and term == held
+
     def hand_over(self, host: Host, *, fails: bool) -> None:
         """The last epoch is committed and its output is out, or the VM runs on."""
         if fails or not (self.linked and self.other(host).whole and host.holding):
@@ -188,19 +191,33 @@ class Pair:
     def first_epoch(self, host: Host) -> None:
         """The primary's first copy ends: it holds from here on, and the backup may be whole."""
         peer = self.other(host)
-        if host.state is not None and host.syncing and host.running and not host.holding and self.linked:
+        if host.asleep or peer.asleep or not self.linked:
+            return
+        if host.state is not None and host.syncing and host.running and not host.holding:
             host.free, host.holding = False, True
-            if peer.state is not None and peer.replica and (peer.state.term, peer.copy) == (host.state.term, host.copy):
+            if peer.replica and self.meant_for(host, peer):
                 peer.whole, peer.outdated = True, False
                 self.feed(peer, core.ReplicaWhole())
 
+    def meant_for(self, host: Host, peer: Host) -> bool:
+        """Is what `host` sends for the replica that `peer` has now?"""
+        ends = (host.state, peer.state)
+        return len({end.term for end in ends if end is not None}) == 1 and host.copy == peer.copy
+
     def first_ack(self, host: Host) -> None:
-        if host.syncing and host.holding and self.linked and self.other(host).whole:
+        asleep = host.asleep or self.other(host).asleep
+        if host.syncing and host.holding and self.linked and self.other(host).whole and not asleep:
             self.feed(host, core.SyncDone())
+
+    def loses(self, host: Host) -> None:
+        """What was spoken alone goes with it: what the other has is the latest there is."""
+        if host.running and host.free and not host.outdated:
+            self.other(host).outdated = False
 
     def kill_vm(self, host: Host) -> None:
         if host.running or host.replica:
-            host.running = host.replica = host.whole = host.outdated = False
+            self.loses(host)
+            host.running = host.replica = host.whole = host.outdated = host.free = False
             self.feed(host, core.VmLost("killed"))
 
     def sleep(self, host: Host) -> None:
@@ -250,3 +267,20 @@ class Pair:
                 if {h.state.phase for h in self.hosts.values() if h.state} == {Phase.PROTECTED, Phase.STANDBY}:
                     return
                 self.tick()
+
+    def finds_together(self) -> None:
+        """All is whole again, and in the end the VM is protected."""
+        self.arbiter = True
+        for host in self.hosts.values():
+            if host.state is None:
+                self.boot(host)
+            self.wake(host)
+            self.settle(3)
+        self.relink()
+        self.settle(20)
+        for host in self.hosts.values():
+            self.feed(host, core.Lift())
+            self.feed(host, core.Resume())
+        self.settle(400)
+        phases = {host.state.phase for host in self.hosts.values() if host.state}
+        assert phases == {Phase.PROTECTED, Phase.STANDBY}, phases

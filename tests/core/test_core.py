@@ -217,19 +217,7 @@ class Faults(RuleBasedStateMachine):
         self.pair.check()
 
     def teardown(self) -> None:
-        self.pair.arbiter = True
-        for host in self.pair.hosts.values():
-            if host.state is None:
-                self.pair.boot(host)
-            self.pair.wake(host)
-            self.pair.settle(3)
-        self.pair.relink()
-        self.pair.settle(20)
-        for host in self.pair.hosts.values():
-            self.pair.feed(host, core.Lift())
-            self.pair.feed(host, core.Resume())
-        self.pair.settle(400)
-        assert set(phases(self.pair).values()) == {Phase.PROTECTED, Phase.STANDBY}, phases(self.pair)
+        self.pair.finds_together()
 
 
 Faults.TestCase.settings = settings(max_examples=500, stateful_step_count=60, deadline=None,
