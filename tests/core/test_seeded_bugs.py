@@ -118,7 +118,8 @@ def speaks_beside_a_replica(patch: Patch) -> None:
 def takes_half_a_replica_for_whole(patch: Patch) -> None:
     def wrong(state: core.State, event: core.Event, now: float) -> tuple[core.State, list[core.Effect]]:
         after, effects = decide.step(state, event, now)
-        if isinstance(event, core.ReplicaReady) and after.phase is core.Phase.RECEIVING:
+        copying = isinstance(event, core.PeerSays) and event.peer.phase is core.Phase.SYNCING
+        if copying and after.phase is core.Phase.RECEIVING:  # it has begun, no more
             after, more = decide.step(after, core.ReplicaWhole(), now)
             effects += more
         return after, effects
