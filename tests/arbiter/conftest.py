@@ -76,7 +76,7 @@ def witness(tmp_path: Path) -> Iterator[WitnessProcess]:
     made.kill()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a real etcd."""
     if shutil.which("etcd") is None:

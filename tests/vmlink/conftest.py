@@ -28,10 +28,10 @@ def _open() -> set[str]:
 def nothing_left() -> Iterator[None]:
     """No process, device, descriptor or guest memory outlives a test."""
     gc.collect()
-    before = _open()
+    before, others = _open(), set(psutil.Process().children(recursive=True))
     yield
     gc.collect()
-    children = psutil.Process().children(recursive=True)
+    children = [child for child in psutil.Process().children(recursive=True) if child not in others]
     assert not children, f"left behind: {children}"
     assert not _open() - before, f"left open: {_open() - before}"
     taps = [name for name in os.listdir("/sys/class/net") if name.startswith(f"hfv{os.getpid() % 1000000}x")]
