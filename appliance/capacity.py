@@ -32,9 +32,11 @@ class Emulator(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Offer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a host has for VMs. `memory`: bytes that all of them together may take, those that they have already
-    included; `disk`: bytes free where terms are kept; `emulators`: by VM."""
+    included; `ram`: the same for guest memory alone, which has a file system of its own; `disk`: bytes free where
+    terms are kept; `emulators`: by VM."""
 
     memory: Amount
+    ram: Amount
     cores: Annotated[int, msgspec.Meta(ge=1, le=1 << 16)]
     machine: Word
     vendor: Word
@@ -70,19 +72,24 @@ def need(vm: Vm) -> int:
 
 
 def _memory(name: str, vms: dict[str, Vm], host: str, offer: Offer) -> Iterable[Problem]:
-    alone, together = need(vms[name]), sum(need(vm) for vm in vms.values())
+    yield from _sum(name, {each: need(vm) for each, vm in vms.items()}, host, offer.memory, "of memory for VMs",
+                    f"give {host} more memory, or its VMs less")
+    yield from _sum(name, {each: vm.memory for each, vm in vms.items()}, host, offer.ram, "of room for guest memory",
+                    f"make host.ram_dir of {host} larger, as in mount -o remount,size=...")
+
+
+def _sum(name: str, needs: dict[str, int], host: str, limit: int, of_what: str, remedy: str) -> Iterable[Problem]:
+    alone, together = needs[name], sum(needs.values())
     # In the order of their names VMs get what there is: so both hosts come to the same, and not all are refused.
-    before = sum(need(vm) for other, vm in vms.items() if other < name)
-    has = format_size(offer.memory >> 20 << 20)
-    remedy = f"give {host} more memory, or its VMs less"
-    if alone > offer.memory:
-        yield Problem("refuse", f"{host} has {has} of memory for VMs, {name} takes {format_size(alone)}", remedy)
-    elif before + alone > offer.memory:
-        yield Problem("refuse", f"{host} has {has} of memory for VMs, too little for {name} beside the other VMs of "
-                                f"the pair, which take {format_size(before)}", remedy)
-    elif together > offer.memory:
-        yield Problem("warn", f"{host} has {has} of memory for VMs, all VMs of the pair take {format_size(together)}",
-                      remedy)
+    before = sum(size for other, size in needs.items() if other < name)
+    has = f"{host} has {format_size(limit >> 20 << 20)} {of_what}"
+    if alone > limit:
+        yield Problem("refuse", f"{has}, {name} takes {format_size(alone)}", remedy)
+    elif before + alone > limit:
+        yield Problem("refuse", f"{has}, too little for {name} beside the other VMs of the pair, which take "
+                                f"{format_size(before)}", remedy)
+    elif together > limit:
+        yield Problem("warn", f"{has}, all VMs of the pair take {format_size(together)}", remedy)
 
 
 def _processors(name: str, vms: dict[str, Vm], host: str, offer: Offer) -> Iterable[Problem]:

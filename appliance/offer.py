@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What this host has for VMs, measured anew every few seconds.
 
-Sources: /proc/meminfo, the room in [host] ram_dir, the memory controller of the service's cgroup and [host]
-memory_limit, whichever leaves least; /proc/cpuinfo; /sys/class/net/*/bridge; statvfs of the state directory; QEMU.
+Sources: /proc/meminfo, the memory controller of the service's cgroup and [host] memory_limit, whichever leaves least;
+statvfs of [host] ram_dir; /proc/cpuinfo; /sys/class/net/*/bridge; statvfs of the state directory; QEMU.
 """
 
 from __future__ import annotations
@@ -29,10 +29,12 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 class Stock:
-    """Keeps this host's Offer. `pids`: of the QEMUs of our VMs; `changed` hears when the offer is another."""
+    """Keeps this host's Offer. `qemus`: of our VMs, their process and guest memory in bytes; `changed` hears when the
+    offer is another."""
 
-    def __init__(self, config: cfg.Config, pids: Callable[[], Iterable[int]], changed: Callable[[], None]) -> None:
-        self._config, self._pids, self._changed = config, pids, changed
+    def __init__(self, config: cfg.Config, qemus: Callable[[], Iterable[tuple[int, int]]],
+                 changed: Callable[[], None]) -> None:
+        self._config, self._qemus, self._changed = config, qemus, changed
         self.here: Offer | None = None
         """The last measurement."""
 
@@ -47,7 +49,7 @@ class Stock:
     async def measure(self) -> Offer:
         """Look now."""
         emulators = {name: await self._emulator(vm) for name, vm in self._config.vm.items()}
-        return await asyncio.get_running_loop().run_in_executor(None, self._measure, emulators, list(self._pids()))
+        return await asyncio.get_running_loop().run_in_executor(None, self._measure, emulators, list(self._qemus()))
 
     async def _emulator(self, vm: cfg.Vm) -> Emulator:
         program = shutil.which(vm.qemu)
@@ -60,21 +62,27 @@ class Stock:
         except (VmError, OSError, subprocess.SubprocessError) as error:
             return Emulator(trouble=str(error)[:400])
 
-    def _measure(self, emulators: dict[str, Emulator], pids: list[int]) -> Offer:
+    def _measure(self, emulators: dict[str, Emulator], qemus: list[tuple[int, int]]) -> Offer:
+        host = self._config.host
         vendor, flags = _processor()
-        space = os.statvfs(self._config.host.state_dir if self._config.host.state_dir.exists() else "/")
-        return Offer(self._memory(pids), os.cpu_count() or 1, platform.machine(), vendor, flags,
-                     _rounded(space.f_bavail * space.f_frsize), _bridges(), emulators)
+        ram = _free(host.ram_dir) + sum(guest for _, guest in qemus)
+        disk = _free(host.state_dir if host.state_dir.exists() else Path("/"))
+        return Offer(self._memory([pid for pid, _ in qemus]), _rounded(ram), os.cpu_count() or 1, platform.machine(),
+                     vendor, flags, _rounded(disk), _bridges(), emulators)
 
     def _memory(self, pids: list[int]) -> int:
         taken = sum(map(_resident, pids))
-        room = os.statvfs(self._config.host.ram_dir)
-        limits = [_meminfo("MemAvailable") + taken, room.f_bavail * room.f_frsize + taken]
+        limits = [_meminfo("MemAvailable") + taken]
         if (left := _cgroup_left()) is not None:
             limits.append(left + taken)
         if self._config.host.memory_limit:
             limits.append(self._config.host.memory_limit)
         return _rounded(min(limits))
+
+
+def _free(directory: Path) -> int:
+    facts = os.statvfs(directory)
+    return facts.f_bavail * facts.f_frsize
 
 
 def _rounded(size: int) -> int:

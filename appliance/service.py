@@ -58,7 +58,7 @@ class Service:
         self._by_id = {vm_id(name): vm for name, vm in self.vms.items()}
         self._outlook = Outlook(self.peer, self.vms, config.vm, lambda: self._health.fitness().condition(),
                                 lambda: self._stock.here)
-        self._stock = Stock(config, self._pids, self._outlook.changed)
+        self._stock = Stock(config, self._qemus, self._outlook.changed)
         self._health = Health(config, self.peer.links, self._guests, self._outlook.changed)
         self._report = Report(config.host.name, config.peer.name, self._health)
         verbs = Verbs(config.host.name, config.peer.name, self.vms, self._outlook.drained)
@@ -129,10 +129,10 @@ class Service:
         fronts = {name: vm.machine.front for name, vm in self.vms.items()}
         return [name for name, front in fronts.items() if front is not None and front.is_open]
 
-    def _pids(self) -> Iterator[int]:
-        for vm in self.vms.values():
+    def _qemus(self) -> Iterator[tuple[int, int]]:
+        for name, vm in self.vms.items():
             if vm.machine.qemu is not None:
-                yield vm.machine.qemu.pid
+                yield vm.machine.qemu.pid, self._config.vm[name].memory
 
     def _guests(self) -> Iterator[Guest]:
         for name, vm in self.vms.items():

@@ -24,8 +24,8 @@ def vm(memory: int = 512 * MIB, vcpus: int = 1, **more: Any) -> Vm:
 
 
 def offer(**more: Any) -> Offer:
-    usual = Offer(8 * GIB, 4, "x86_64", "AuthenticAMD", frozenset({"sse4_2", "avx2"}), 10 * GIB, frozenset({"br0"}),
-                  {"web1": QEMU, "web2": QEMU})
+    usual = Offer(8 * GIB, 8 * GIB, 4, "x86_64", "AuthenticAMD", frozenset({"sse4_2", "avx2"}), 10 * GIB,
+                  frozenset({"br0"}), {"web1": QEMU, "web2": QEMU})
     return msgspec.structs.replace(usual, **more)
 
 
@@ -39,6 +39,7 @@ def test_a_host_that_has_all() -> None:
 
 @pytest.mark.parametrize(("there", "reason"), [
     (offer(memory=100 * MIB), "100MiB of memory"),
+    (offer(ram=511 * MIB), "511MiB of room for guest memory"),
     (offer(bridges=frozenset({"br1"})), "no bridge br0"),
     (offer(disk=1 * MIB), "free where terms are kept"),
     (offer(emulators={}), "does not know web1"),
@@ -72,6 +73,12 @@ def test_one_host_must_carry_the_vms_of_both() -> None:
     assert [problem.level for problem in refused] == ["refuse"] and "beside the other VMs" in refused[0].reason
 
 
+def test_guest_memory_has_room_of_its_own() -> None:
+    both = {"web1": vm(), "web2": vm()}
+    assert problems("web2", both, "beta", offer(ram=GIB), offer()) == [], "what else a VM takes lies elsewhere"
+    assert [problem.level for problem in problems("web2", both, "beta", offer(ram=GIB - 1), offer())] == ["refuse"]
+
+
 def test_cores_are_a_warning() -> None:
     assert [problem.level for problem in found(offer(cores=1), web1=vm(vcpus=2))] == ["warn"]
     assert [problem.level for problem in found(offer(cores=2), web1=vm(vcpus=2), web2=vm())] == ["warn"]
@@ -82,7 +89,7 @@ def test_cores_are_a_warning() -> None:
 def test_what_is_let_in_fits(sizes: list[int], has: int) -> None:
     """However many VMs there are: those that are not refused fit into the host together."""
     vms = {f"web{number}": vm(size * MIB) for number, size in enumerate(sizes)}
-    there = offer(memory=has * MIB, emulators=dict.fromkeys(vms, QEMU))
+    there = offer(memory=has * MIB, ram=2**62, emulators=dict.fromkeys(vms, QEMU))
     own = offer(emulators=dict.fromkeys(vms, QEMU))
     accepted = [name for name in vms if not refusal(problems(name, vms, "beta", there, own))]
     assert sum(need(vms[name]) for name in accepted) <= has * MIB or not accepted

@@ -28,8 +28,8 @@ def config(tmp_path: Path, **host: object) -> cfg.Config:
                       vm={"web1": vm, "web2": broken})
 
 
-def measured(tmp_path: Path, pids: list[int], **host: object) -> Offer:
-    return asyncio.run(Stock(config(tmp_path, **host), lambda: pids, lambda: None).measure())
+def measured(tmp_path: Path, qemus: list[tuple[int, int]], **host: object) -> Offer:
+    return asyncio.run(Stock(config(tmp_path, **host), lambda: qemus, lambda: None).measure())
 
 
 @pytest.mark.skipif(shutil.which("qemu-system-x86_64") is None, reason="qemu-system-x86 is not installed")
@@ -52,7 +52,13 @@ def test_what_its_vms_have_already_is_theirs(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(offer, "_meminfo", lambda field: 256 * MIB)
     before, own = measured(tmp_path, []).memory, psutil.Process().memory_info().rss
     assert before == 256 * MIB
-    assert measured(tmp_path, [os.getpid()]).memory - before in range(own - 48 * MIB, own + 48 * MIB)
+    assert measured(tmp_path, [(os.getpid(), 0)]).memory - before in range(own - 48 * MIB, own + 48 * MIB)
+
+
+def test_guest_memory_lies_in_a_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(offer, "_free", lambda directory: 32 * MIB)
+    assert measured(tmp_path, []).ram == 32 * MIB
+    assert measured(tmp_path, [(os.getpid(), 64 * MIB)]).ram == 96 * MIB, "what its VMs have is theirs"
 
 
 def test_a_cgroup_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
