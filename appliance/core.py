@@ -11,14 +11,6 @@ from enum import StrEnum
 
 RETRY = 2.0
 """Seconds between two tries after a failure or a refused grant."""
-HEAD_START = 0.015
-"""Seconds by which a backup asks the arbiter later than the primary may: of two that live, the primary goes on."""
-FORWARDING = 0.4
-"""Seconds for which a host that handed the VM over still forwards what reaches it, once the other speaks."""
-FLAPPING = 60.0
-"""Seconds within which a backup that is lost again counts as flapping."""
-FREE_LOSSES = 3
-"""Losses of the backup within FLAPPING seconds that delay the next first copy by nothing."""
 
 
 class Role(StrEnum):
@@ -115,6 +107,8 @@ class State:
     """Taken over from a peer that handed the VM over: it may speak when the peer yields, or by a grant."""
     next_granted: bool = False
     """HANDED: the arbiter gave this host the term that the peer takes if it has not heard of the handover."""
+    forcing: bool = False
+    """The operator vouched that the peer is off; which term this host takes is being asked."""
     in_doubt: bool = False
     """The session ended after the VM was yielded: whether the peer went on is not known."""
     copy: int = 0
@@ -288,6 +282,13 @@ class PeerIsOff:
 
 
 @dataclass(frozen=True)
+class Forced:
+    """The term that this host takes by the operator's word."""
+
+    term: int
+
+
+@dataclass(frozen=True)
 class Leaving:
     """The service on this host is stopping in good order."""
 
@@ -299,7 +300,7 @@ class Tick:
 
 Event = (PeerUp | PeerDown | PeerSays | Persisted | VmRunning | VmLost | ReplicaReady | ReplicaWhole | ReplicaUnfit
          | SyncDone | SyncFailed | Granted | Refused | Revoked | Judged | SwitchOver | HandedOver | HandOverFailed
-         | Pause | Resume | Fence | Lift | PeerIsOff | Leaving | Tick)
+         | Pause | Resume | Fence | Lift | PeerIsOff | Forced | Leaving | Tick)
 
 
 # --- effects ----------------------------------------------------------------------------------------
@@ -375,8 +376,9 @@ class Ask:
 
 
 @dataclass(frozen=True)
-class Inform:
-    """Tell the arbiter that this host holds the term, whatever it granted."""
+class Force:
+    """Take, by the operator's word, the lowest term from this one on that the arbiter has seen nobody have; report
+    Forced. An arbiter that does not answer is not waited for: the operator's word stands alone then."""
 
     term: int
 
@@ -394,4 +396,4 @@ class Tell:
 
 
 Effect = (Persist | StartVm | StartReplica | TakeOver | HandOver | Speak | Hold | StartSync | StopSync | StopVm | Ask
-          | Inform | Wake | Tell)
+          | Force | Wake | Tell)

@@ -35,7 +35,6 @@ from __future__ import annotations
 
 from appliance.core import (
     CLAIMING,
-    HEAD_START,
     LOST,
     PROTECTING,
     REPLICA,
@@ -46,6 +45,7 @@ from appliance.core import (
     Effect,
     Event,
     Fence,
+    Forced,
     Granted,
     HandedOver,
     HandOverFailed,
@@ -86,6 +86,7 @@ from appliance.core import (
 from appliance.moves import (
     asks,
     fence,
+    forced,
     give_up,
     granted,
     hand_over_failed,
@@ -100,6 +101,9 @@ from appliance.moves import (
 from appliance.resync import backup_lost, count_loss, solo_hears
 from appliance.starter import who_starts
 from appliance.turn import Turn
+
+HEAD_START = 0.015
+"""Seconds by which a backup asks the arbiter later than the primary may: of two that live, the primary goes on."""
 
 
 def step(state: State, event: Event, now: float) -> tuple[State, list[Effect]]:
@@ -179,6 +183,8 @@ def _ordered(turn: Turn, event: Event) -> None:
             lift(turn)
         case PeerIsOff():
             peer_is_off(turn)
+        case Forced(term):
+            forced(turn, term)
         case Leaving():
             # FAILED without a retry: a standby that hears it takes over, a primary goes on alone.
             turn.to(Phase.FAILED, "the service is stopping", Hold(), StopSync("stopping"), StopVm("stopping"))

@@ -22,14 +22,13 @@ from __future__ import annotations
 
 from appliance.core import (
     CLAIMING,
-    FORWARDING,
     RETRY,
     SPEAKING,
     Ask,
     Conditions,
+    Force,
     HandOver,
     Hold,
-    Inform,
     Peer,
     Phase,
     Role,
@@ -39,6 +38,8 @@ from appliance.core import (
 )
 from appliance.turn import Turn
 
+FORWARDING = 0.4
+"""Seconds for which a host that handed the VM over still forwards what reaches it, once the other speaks."""
 WITHOUT_WORD = (Phase.ASKING, Phase.FENCING, Phase.HANDED, Phase.YIELDED, Phase.WAITING)
 """Phases in which a host may be stuck for want of the peer's word or a grant."""
 
@@ -131,9 +132,19 @@ def lift(turn: Turn) -> None:
 
 
 def peer_is_off(turn: Turn) -> None:
-    """The operator's word stands for the peer's, or for a grant. The term rises by two: the peer may have taken
-    the next one before it went."""
-    state = turn.state
-    if not state.peer_up and state.wanted is None and state.phase in WITHOUT_WORD:
-        turn.effects.append(Inform(state.term + 2))
-        turn.persist(state.term + 2, Role.PRIMARY)
+    """The operator's word stands for the peer's, or for a grant. The term rises by two at least: the peer may have
+    taken the next one before it went. How high it really rose an arbiter may know."""
+    if _lacks_a_word(turn.state):
+        turn.set(forcing=True)
+        turn.effects.append(Force(turn.state.term + 2))
+
+
+def forced(turn: Turn, term: int) -> None:
+    """The term that the operator's word gives."""
+    if _lacks_a_word(turn.state) and turn.state.forcing and term > turn.state.term:
+        turn.persist(term, Role.PRIMARY)
+    turn.set(forcing=False)
+
+
+def _lacks_a_word(state: State) -> bool:
+    return not state.peer_up and state.wanted is None and state.phase in WITHOUT_WORD

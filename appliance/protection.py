@@ -124,8 +124,8 @@ class Protection:
                 self._spawn(self._persist(term, role))
             case core.Ask(term):
                 self._spawn(self._ask(term))
-            case core.Inform(term):
-                self._spawn(self._inform(term))
+            case core.Force(term):
+                self._spawn(self._force(term))
             case core.StartVm():
                 machine.start_vm()
             case core.StartReplica(copy):
@@ -171,11 +171,12 @@ class Protection:
         answer = await self._arbiter.ask(self.name, term)
         self.post(core.Granted(term) if answer.granted else core.Refused(answer.reason))
 
-    async def _inform(self, term: int) -> None:
-        """The operator decided; the arbiter is told, and tried no more when it does not answer: `_renew` will."""
-        answer = await self._arbiter.ask(self.name, term, force=True)
+    async def _force(self, term: int) -> None:
+        """The operator decided. An arbiter that does not answer now hears of it from `_renew`."""
+        answer = await self._arbiter.force(self.name, term)
         if not answer.granted:
-            log.warning("%s: the arbiter could not be told of term %d: %s", self.name, term, answer.reason)
+            log.warning("%s: the arbiter does not know of the operator's word: %s", self.name, answer.reason)
+        self.post(core.Forced(max(term, answer.term)))
 
     async def _renew(self) -> None:
         """Who speaks asks whether its grant stands, and so tells the arbiter of terms taken without it. Who was

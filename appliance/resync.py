@@ -7,8 +7,13 @@ costs the VM speed, and a host that flaps would have it copied without end.
 
 from __future__ import annotations
 
-from appliance.core import CLAIMING, FLAPPING, FREE_LOSSES, Peer, Phase, Speak, StartSync, State, StopSync
+from appliance.core import CLAIMING, Peer, Phase, Speak, StartSync, State, StopSync
 from appliance.turn import Turn
+
+FLAPPING = 60.0
+"""Seconds within which a backup that is lost again counts as flapping."""
+FREE_LOSSES = 3
+"""Losses of the backup within FLAPPING seconds that delay the next first copy by nothing."""
 
 
 def solo_hears(turn: Turn, peer: Peer) -> None:

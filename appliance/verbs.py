@@ -117,7 +117,7 @@ class Verbs:
 
     async def _on_disk(self, vm: Protection) -> None:
         try:
-            await vm.until(lambda state: not state.writing, PATIENCE)
+            await vm.until(lambda state: not state.writing and not state.forcing, PATIENCE)
         except TimeoutError:
             hint = "is the disk of the state directory full?"
             raise TimedOut(f"{vm.name}: the term cannot be written", hint) from None

@@ -30,8 +30,11 @@ class Arbiter(Protocol):
 
     name: str
 
-    async def ask(self, vm: str, term: int, force: bool = False) -> Answer:
-        """May this host hold `term` of `vm`? No answer counts as no. `force`: the operator vouches for it."""
+    async def ask(self, vm: str, term: int) -> Answer:
+        """May this host hold `term` of `vm`? No answer counts as no."""
+
+    async def force(self, vm: str, term: int) -> Answer:
+        """The operator vouches for this host: which term from `term` on may it take? Not granted: no answer."""
 
     async def renew(self, vm: str, term: int) -> Answer | None:
         """Does this host's `term` of `vm` stand? None: no answer."""
@@ -56,11 +59,14 @@ class NoArbiter:
     def __init__(self, accept_split_brain_risk: bool) -> None:
         self._accept = accept_split_brain_risk
 
-    async def ask(self, vm: str, term: int, force: bool = False) -> Answer:
+    async def ask(self, vm: str, term: int) -> Answer:
         if self._accept:
             return Answer(True, "no arbiter; the risk of two speakers is accepted in the configuration")
         return Answer(False, "the peer is silent and no arbiter can tell a dead host from cut cables "
                              "(configure an arbiter, or arbiter.accept_split_brain_risk = true)")
+
+    async def force(self, vm: str, term: int) -> Answer:
+        return Answer(True, "no arbiter", term)
 
     async def renew(self, vm: str, term: int) -> Answer | None:
         return Answer(True, "no arbiter")
@@ -84,10 +90,16 @@ class Keeper:
         self.name, self._host, self._register, self._timeout = name, host, register, timeout
         self._one_at_a_time: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
-    async def ask(self, vm: str, term: int, force: bool = False) -> Answer:
+    async def ask(self, vm: str, term: int) -> Answer:
+        return await self._asked(vm, lambda record: grants.ask(record, self._host, term))
+
+    async def force(self, vm: str, term: int) -> Answer:
+        return await self._asked(vm, lambda record: grants.force(record, self._host, term))
+
+    async def _asked(self, vm: str, rule: Callable[[Record], tuple[Record, Answer]]) -> Answer:
         try:
             async with asyncio.timeout(self._timeout + SPARE), self._one_at_a_time[vm]:
-                return await self._change(vm, lambda record: grants.ask(record, self._host, term, force))
+                return await self._change(vm, rule)
         except (HoldfastError, TimeoutError, OSError) as error:
             return Answer(False, str(error) or f"{self.name} does not answer within {self._timeout:g} s")
 

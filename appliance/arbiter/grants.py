@@ -28,16 +28,21 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True)
 class Answer:
-    """Granted or not, and why."""
+    """Granted or not, and why. `term`: what was taken by force."""
 
     granted: bool
     reason: str
+    term: int = 0
 
 
-def ask(record: Record, host: str, term: int, force: bool = False) -> tuple[Record, Answer]:
-    """`host` wants `term`. `force`: the operator vouches for it, whatever was granted."""
-    if force:
-        return Record(max(term, record.term), host), Answer(True, f"term {term} by the operator's word")
+def force(record: Record, host: str, term: int) -> tuple[Record, Answer]:
+    """The operator vouches for `host`: it gets `term`, or the next one above all that was granted or made known."""
+    free = max(term, record.term + 1)
+    return Record(free, host), Answer(True, f"term {free} by the operator's word", free)
+
+
+def ask(record: Record, host: str, term: int) -> tuple[Record, Answer]:
+    """`host` wants `term`."""
     if term > record.term or term == record.term and record.host in (NOBODY, host):
         return Record(term, host), Answer(True, f"term {term} is granted")
     if term == record.term:

@@ -15,7 +15,7 @@ import pytest
 
 from appliance.arbiter import key
 from appliance.arbiter.arbiter import SPARE, Keeper, make
-from appliance.arbiter.grants import Record
+from appliance.arbiter.grants import Answer, Record
 from appliance.arbiter.settings import Arbiter as Settings
 from tests.arbiter.conftest import WitnessProcess
 
@@ -100,7 +100,7 @@ def test_a_late_request_does_nothing(settings: Settings) -> None:
 def test_the_operator_stands_above_it(settings: Settings) -> None:
     async def scene(alpha: Keeper, beta: Keeper) -> None:
         assert (await alpha.ask("web1", 5)).granted
-        assert (await beta.ask("web1", 6, force=True)).granted
+        assert await beta.force("web1", 3) == Answer(True, "term 6 by the operator's word", 6)
         over = await alpha.renew("web1", 5)
         assert over is not None and not over.granted
 

@@ -45,9 +45,9 @@ def test_what_was_not_used_goes_back() -> None:
 
 
 def test_the_operator_stands_above_it() -> None:
-    record, answer = grants.ask(Record(6, "alpha"), "beta", 6, force=True)
-    assert answer.granted and record == Record(6, "beta")
-    assert grants.ask(Record(9, "alpha"), "beta", 6, force=True)[0] == Record(9, "beta"), "never back"
+    record, answer = grants.force(Record(6, "alpha"), "beta", 6)
+    assert answer.granted and answer.term == 7 and record == Record(7, "beta"), "one that nobody had"
+    assert grants.force(Record(3, "alpha"), "beta", 6)[0] == Record(6, "beta")
     assert not grants.renew(record, "alpha", 5)[1].granted
 
 

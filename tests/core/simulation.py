@@ -136,8 +136,6 @@ class Pair:
                 host.syncing, host.copy = True, copy
             case core.StopSync():
                 host.syncing = False
-            case core.Inform(term):
-                self.grants[term] = host.name
             case core.Wake():
                 pass  # time is the test's
             case _:
@@ -158,6 +156,8 @@ class Pair:
                     self.feed(host, core.Granted(term))
                 else:
                     self.feed(host, core.Refused("no"))
+            case core.Force(term):
+                self.feed(host, core.Forced(self.forced(host, term)))
             case core.StartVm():
                 host.running, host.outdated = not fails, False
                 self.feed(host, core.VmLost("failed") if fails else core.VmRunning())
@@ -175,6 +175,16 @@ class Pair:
         """Each term to one host, once, for ever."""
         held = max(self.grants, default=0)
         return term > held or self.grants.get(term) == host.name and term == held
+
+    def forced(self, host: Host, term: int) -> int:
+        """The term that the operator's word gives a host: above all that the arbiter knows of. Whoever never met the
+        peer cannot know of what the arbiter does not: that the peer is off is the operator's word."""
+        if self.arbiter:
+            term = max(term, max(self.grants, default=0) + 1)
+            self.grants[term] = host.name
+        if term <= self.reign[0]:
+            self.reign = (0, "")
+        return term
 
     def hand_over(self, host: Host, *, fails: bool) -> None:
         """The last epoch is committed and its output is out, or the VM runs on."""

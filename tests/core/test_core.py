@@ -114,6 +114,22 @@ def test_failed_replication_never_speaks_beside_a_whole_replica(protected: Pair)
     assert phases(protected) == {"alpha": Phase.PROTECTED, "beta": Phase.STANDBY}
 
 
+def test_the_operators_word_gives_a_term_that_nobody_had() -> None:
+    """Two hosts that never met, each started by the operator while the other was off."""
+    pair = Pair()
+    for name in ("beta", "alpha"):
+        other = pair.other(pair.hosts[name])
+        pair.crash(other)
+        pair.feed(pair.hosts[name], core.PeerIsOff())
+        pair.settle(4)
+        pair.boot(other)
+    assert {name: host.disk for name, host in pair.hosts.items()} == {"alpha": (3, Role.PRIMARY),
+                                                                      "beta": (2, Role.PRIMARY)}
+    pair.relink()
+    pair.settle()
+    assert phases(pair) == {"alpha": Phase.PROTECTED, "beta": Phase.STANDBY}
+
+
 NAMES = st.sampled_from(["alpha", "beta"])
 
 
