@@ -17,7 +17,7 @@ type, length) before a single payload byte is read, so that a hostile length nev
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -61,9 +61,12 @@ class Type(IntEnum):
     ACK = 15  # the backup has the whole epoch
     INBOUND = 16  # frames that the VM received (replay log)
     OUTBOUND = 17  # small frames that the VM sent in the epoch
+    DISK = 18  # writes to a disk in the epoch (vmlink/disk/record.py)
     ORDER = 20  # what the other host's operator wants done here
     ANSWER = 21  # what came of it
     CONDITION = 22  # how whole a host is, and what it has
+    DISK_READ = 30  # the primary asks for what a disk of the replica holds
+    DISK_DATA = 31  # the answer
 
 
 @dataclass(frozen=True)
@@ -177,7 +180,7 @@ def decode_numbers(payload: Buffer, pages_in_ram: int) -> PageNumbers:
     return numbers
 
 
-_COMMIT = struct.Struct("!QQQQ")
+_COMMIT = struct.Struct("!QQQQQQ")
 
 
 @dataclass(frozen=True)
@@ -186,21 +189,79 @@ class Commit:
 
     `consumed` is the number of the last inbound frame the guest had taken when the epoch ended: frames up
     to it are part of the checkpoint and need no replay. `released` is the last epoch whose output is out.
+    `disk_writes` are the entries in its DISK messages, `disk_bytes` their data, of all disks together.
     """
 
     pages: int
     device_bytes: int
     consumed: int
     released: int = 0
+    disk_writes: int = 0
+    disk_bytes: int = 0
 
     def encode(self) -> bytes:
-        return _COMMIT.pack(self.pages, self.device_bytes, self.consumed, self.released)
+        return _COMMIT.pack(self.pages, self.device_bytes, self.consumed, self.released, self.disk_writes,
+                            self.disk_bytes)
 
     @classmethod
     def decode(cls, payload: Buffer) -> Commit:
         if len(payload) != _COMMIT.size:
             raise WireError(f"a COMMIT payload of {len(payload)} bytes")
         return cls(*_COMMIT.unpack(payload))
+
+
+_DISK_READ = struct.Struct("!QQII")
+_DISK_DATA = struct.Struct("!QI")
+MAX_READ = 1 << 20
+"""Bytes of a disk that one DISK_READ may ask for."""
+
+
+@dataclass(frozen=True)
+class DiskRead:
+    """The primary asks for `length` bytes of the disk of this index from `offset` on.
+
+    The answer holds every epoch that was acknowledged before the question arrived, and may hold later ones.
+    `number` comes back in the answer.
+    """
+
+    number: int
+    disk: int
+    offset: int
+    length: int
+
+    def encode(self) -> bytes:
+        return _DISK_READ.pack(self.number, self.offset, self.disk, self.length)
+
+    @classmethod
+    def decode(cls, payload: Buffer, sizes: Sequence[int]) -> DiskRead:
+        """`sizes`: bytes of each disk. Raises WireError for what does not lie within one of them."""
+        if len(payload) != _DISK_READ.size:
+            raise WireError(f"a DISK_READ payload of {len(payload)} bytes")
+        number, offset, disk, length = _DISK_READ.unpack(payload)
+        if disk >= len(sizes) or not 0 < length <= MAX_READ or offset + length > sizes[disk]:
+            raise WireError(f"a read of {length} bytes at {offset} of disk number {disk}")
+        return cls(number, disk, offset, length)
+
+
+@dataclass(frozen=True)
+class DiskData:
+    """The answer to a DiskRead: `data`, or the `error` (an errno) that kept it from being read."""
+
+    number: int
+    error: int
+    data: Buffer = b""
+
+    def encode(self) -> tuple[Buffer, ...]:
+        head = _DISK_DATA.pack(self.number, self.error)
+        return (head, self.data) if self.data else (head,)
+
+    @classmethod
+    def decode(cls, payload: Buffer) -> DiskData:
+        """`data` is a view of the payload. Raises WireError; whether the length is right only the asker knows."""
+        if not _DISK_DATA.size <= len(payload) <= _DISK_DATA.size + MAX_READ:
+            raise WireError(f"a DISK_DATA payload of {len(payload)} bytes")
+        number, error = _DISK_DATA.unpack_from(payload)
+        return cls(number, error, memoryview(payload)[_DISK_DATA.size:])
 
 
 _FRAME = struct.Struct("!QI")

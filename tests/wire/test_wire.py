@@ -16,9 +16,12 @@ from vmlink.wire import (
     MAGIC,
     MAX_FRAME,
     MAX_PAYLOAD,
+    MAX_READ,
     PAGE,
     VERSION,
     Commit,
+    DiskData,
+    DiskRead,
     Header,
     Message,
     Type,
@@ -80,10 +83,34 @@ def test_pages_arrive_as_they_were_sent(numbers: list[int]) -> None:
 
 
 @relaxed
-@given(u64, u64, u64)
-def test_a_commit_arrives_as_it_was_sent(pages: int, device: int, consumed: int) -> None:
-    commit = Commit(pages, device, consumed)
+@given(st.tuples(*[u64] * 6))
+def test_a_commit_arrives_as_it_was_sent(counts: tuple[int, ...]) -> None:
+    commit = Commit(*counts)
     assert Commit.decode(commit.encode()) == commit
+
+
+@relaxed
+@given(u64, st.integers(0, 2**32 - 1), st.binary(max_size=3000))
+def test_a_disk_is_asked_and_answers(number: int, error: int, data: bytes) -> None:
+    read = DiskRead(number, 1, 4096, 512)
+    assert DiskRead.decode(read.encode(), [0, 8192]) == read
+    answer = DiskData.decode(b"".join(DiskData(number, error, data).encode()))
+    assert (answer.number, answer.error, bytes(answer.data)) == (number, error, data)
+
+
+@pytest.mark.parametrize("read", [DiskRead(1, 1, 0, 512), DiskRead(1, 0, 0, 0), DiskRead(1, 0, 7680, 1024),
+                                  DiskRead(1, 0, 2**64 - 512, 1024), DiskRead(1, 0, 0, MAX_READ + 512)])
+def test_a_read_beyond_a_disk_is_refused(read: DiskRead) -> None:
+    with pytest.raises(WireError, match="a read of"):
+        DiskRead.decode(read.encode(), [8192])
+
+
+@pytest.mark.parametrize("size", [0, 11, 12 + MAX_READ + 1])
+def test_an_answer_of_a_wrong_size_is_refused(size: int) -> None:
+    with pytest.raises(WireError, match="DISK_DATA"):
+        DiskData.decode(bytes(size))
+    with pytest.raises(WireError, match="DISK_READ"):
+        DiskRead.decode(bytes(size), [1 << 40])
 
 
 @relaxed
