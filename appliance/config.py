@@ -37,6 +37,7 @@ class Host(Section, frozen=True, kw_only=True):
     state_dir: FilePath = Path("/var/lib/holdfast")  # what is remembered over a reboot: term and role
     run_dir: FilePath = Path("/run/holdfast")  # control socket, consoles
     ram_dir: FilePath = Path("/dev/shm")  # tmpfs or hugetlbfs; guest RAM lives here
+    group: str = "holdfast"  # whoever is in it may look at everything that only reads; root alone if there is none
     memory_limit: Bytes = 0  # for all VMs together; 0B: what the machine has
     log: Literal["debug", "info", "warning", "error"] = "info"
     firewall: Literal["auto", "required", "off"] = "auto"  # packet filter rules; required: no start without

@@ -64,14 +64,12 @@ class BadData(HoldfastError):
     """Input or a reply from the other side cannot be understood."""
 
     code = "bad-data"
-    exit_code = Exit.BAD_DATA
 
 
 class Unavailable(HoldfastError):
     """Something that is needed is missing, in use, or refuses."""
 
     code = "unavailable"
-    exit_code = Exit.UNAVAILABLE
 
 
 class NoPermission(HoldfastError):

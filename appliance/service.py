@@ -16,10 +16,10 @@ from typing import Any
 import msgspec
 
 from appliance import config as cfg
-from appliance import core
+from appliance import core, registry
 from appliance.arbiter.arbiter import make as make_arbiter
 from appliance.arbiter.watch import ArbiterWatch
-from appliance.control import ControlServer
+from appliance.control.server import ControlServer
 from appliance.detour import Detours
 from appliance.exits import Exit
 from appliance.firewall import Firewall
@@ -67,7 +67,8 @@ class Service:
         self._orders = Orders(self.peer, {**table, "detour": self._detours.verb})
         verbs.orders = self._report.orders = self._detours.orders = self._orders
         own = {"status": self._status, "epochs": self._epochs}
-        self._control = ControlServer(config.control_path, {**own, **table})
+        self._control = ControlServer(config.control_path, {**own, **table}, access=registry.access,
+                                      group=config.host.group)
 
     async def run(self, ready_fd: int | None = None) -> int:
         """Run until SIGTERM or SIGINT, or until a defect shows; returns an exit code.

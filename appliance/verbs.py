@@ -33,8 +33,8 @@ class Verbs:
 
     def table(self) -> dict[str, Verb]:
         """By name."""
-        return {"switchover": self.switchover, "drain": self.drain, "fence": self.fence, "pause": self.pause,
-                "resume": self.resume}
+        return {"switchover": self.switchover, "drain": self.drain, "fence": self.fence,
+                "protect": self.protect, "unprotect": self.unprotect}
 
     def _vm(self, args: dict[str, Any]) -> Protection:
         name = args.get("vm")
@@ -107,9 +107,9 @@ class Verbs:
         except Unavailable:
             if lift:
                 raise
-            if not args.get("yes"):
+            if not args.get("off"):
                 raise Unsafe(f"{host} is not reachable: whether it speaks cannot be known from here",
-                             f"make sure that {host} has no power, then repeat this with --yes") from None
+                             f"make sure that {host} has no power, then repeat this with --off") from None
         for vm in self._vms.values():
             vm.post(core.PeerIsOff())
             await self._on_disk(vm)
@@ -126,16 +126,17 @@ class Verbs:
         vms = {vm.name: {"phase": vm.state.phase, "term": vm.state.term} for vm in self._vms.values()}
         return {"schema": "holdfast.fence/1", "host": host, "result": what, "vms": vms}
 
-    # --- pausing ---
+    # --- protection wanted or not ---
 
-    async def pause(self, args: dict[str, Any]) -> dict[str, Any]:
-        """Leave a VM unprotected until `resume`."""
-        return await self._set_paused(args, core.Pause())
+    async def unprotect(self, args: dict[str, Any]) -> dict[str, Any]:
+        """Leave a VM unprotected until `protect`."""
+        return await self._want("unprotect", args, core.Pause())
 
-    async def resume(self, args: dict[str, Any]) -> dict[str, Any]:
-        return await self._set_paused(args, core.Resume())
+    async def protect(self, args: dict[str, Any]) -> dict[str, Any]:
+        """Protect it again."""
+        return await self._want("protect", args, core.Resume())
 
-    async def _set_paused(self, args: dict[str, Any], event: core.Pause | core.Resume) -> dict[str, Any]:
+    async def _want(self, verb: str, args: dict[str, Any], event: core.Pause | core.Resume) -> dict[str, Any]:
         """On both hosts, so that it stands whichever has the VM."""
         vm = self._vm(args)
         here = vm.state.role is Role.PRIMARY
@@ -144,11 +145,10 @@ class Verbs:
             if not told:
                 raise Unavailable(f"{vm.name} runs on no host now", "see holdfast status")
         if not args.get("relayed"):
-            verb = "pause" if isinstance(event, core.Pause) else "resume"
             try:
                 await self.orders.ask(verb, PATIENCE, vm=vm.name, relayed=True)
             except Unavailable:
                 if not here:
                     raise
         vm.post(event)
-        return {"schema": "holdfast.pause/1", "vm": vm.name, "paused": vm.state.paused}
+        return {"schema": "holdfast.protect/1", "vm": vm.name, "paused": vm.state.paused}

@@ -27,11 +27,10 @@ from pathlib import Path
 
 from appliance.errors import Unavailable, UsageError
 from appliance.lab import blueprint, processes, third, topology
+from appliance.lab.kinds import KINDS
 from appliance.lab.processes import Process
 from vmlink import inject as injection
 
-KINDS = ("crash", "qemu-kill", "service-kill", "service-pause", "link-down", "both-links", "uplink-down",
-         "witness-down")
 CABLES = (*topology.LINKS, topology.UPLINK)
 _RTM_NEWLINK, _NLM_F_REQUEST_ACK = 16, 5
 _NLMSG_ERROR, _IFF_UP = 2, 1

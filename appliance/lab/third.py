@@ -8,9 +8,9 @@ from pathlib import Path
 
 from appliance.arbiter import key
 from appliance.arbiter.datagram import PORT
-from appliance.lab.topology import HOSTS, WITNESS_IP
+from appliance.lab.topology import HOSTS, THIRD, WITNESS_IP
 
-PLACE = "witness"
+PLACE = THIRD
 ETCD_PORT, ETCD_PEER_PORT = 2379, 2380
 PAIR = "-".join(HOSTS)
 

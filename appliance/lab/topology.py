@@ -21,7 +21,8 @@ from typing import Any
 from appliance.errors import NoPermission, Unavailable
 
 HOSTS = ("alpha", "beta")
-PLACES = (*HOSTS, "switch", "client", "witness")
+THIRD = "witness"
+PLACES = (*HOSTS, "switch", "client", THIRD)
 LINKS = ("link0", "link1")
 UPLINK = "up0"
 BRIDGE = "br0"

@@ -25,6 +25,7 @@ from appliance.arbiter.settings import Arbiter as Settings
 from appliance.arbiter.shelf import MOST, Shelf
 from appliance.arbiter.witness_client import WitnessRegister
 from appliance.errors import BadData, HoldfastError, NoPermission, Unavailable
+from appliance.exits import Exit
 from tests.arbiter.conftest import PAIR, WitnessProcess
 
 KEY = b"k" * 32
@@ -148,18 +149,19 @@ def test_a_place_that_cannot_be_used(witness: WitnessProcess) -> None:
     for place, cause in ((witness.key, "exists"), (witness.key / "below", "directory")):
         command = [*witness.command(), "--state-dir", str(place)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=20)
-        assert done.returncode == 69 and cause in done.stderr and "--state-dir" in done.stderr, done.stderr
+        assert done.returncode == Exit.DEGRADED and cause in done.stderr and "--state-dir" in done.stderr, done.stderr
 
 
 def test_an_address_that_is_taken(witness: WitnessProcess, tmp_path: Path) -> None:
     command = [*witness.command(), "--state-dir", str(tmp_path / "other")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=20)
-    assert done.returncode == 69 and "free port" in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == Exit.DEGRADED, done.stderr
+    assert "free port" in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
 def test_one_witness_at_a_time(witness: WitnessProcess) -> None:
     second = subprocess.run(witness.command(), capture_output=True, text=True, timeout=20)
-    assert second.returncode == 69 and "another witness uses" in second.stderr
+    assert second.returncode == Exit.DEGRADED and "another witness uses" in second.stderr
 
 
 # --- keys ---------------------------------------------------------------------------------------------
@@ -202,7 +204,7 @@ def test_a_key_that_others_can_read_is_told(witness: WitnessProcess) -> None:
 def test_a_witness_without_keys_does_not_start(witness: WitnessProcess, tmp_path: Path) -> None:
     command = [*witness.command(), "--keys", str(tmp_path / "none")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=20)
-    assert done.returncode == 69 and "--make-key" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == Exit.DEGRADED and "--make-key" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_pair_cannot_speak_for_another(witness: WitnessProcess) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from appliance.control import ControlServer
+from appliance.control.server import ControlServer
 from appliance.errors import Unsafe
 
 

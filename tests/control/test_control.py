@@ -16,7 +16,9 @@ from pathlib import Path
 import pytest
 
 from appliance import control
-from appliance.control import ControlServer, call
+from appliance.control import call, protocol
+from appliance.control import server as serving
+from appliance.control.server import ControlServer
 from appliance.errors import BadData, HoldfastError, NoPermission, Unavailable, Unreachable, Unsafe
 from tests.control.conftest import Running
 
@@ -127,7 +129,7 @@ def test_a_line_without_end_costs_the_client_its_connection(server: Running) -> 
 def test_a_client_that_does_not_read_is_cut_and_holds_nobody_up(
     server: Running, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(control, "WRITE_SECONDS", 0.2)
+    monkeypatch.setattr(serving, "WRITE_SECONDS", 0.2)
     with connect(server) as slow:
         slow.sendall(b'{"verb": "big", "args": {"bytes": 2000000}}\n' * 20)
         assert still_answers(server)
@@ -143,15 +145,15 @@ def test_a_client_that_does_not_read_is_cut_and_holds_nobody_up(
 
 def test_an_answer_beyond_the_bound_is_an_error(server: Running) -> None:
     with pytest.raises(BadData, match="too long"):
-        call(server.path, "big", bytes=control.MAX_ANSWER_BYTES)
-    assert len(call(server.path, "big", bytes=control.MAX_ANSWER_BYTES - 1000)["text"]) > 1 << 20
+        call(server.path, "big", bytes=protocol.MAX_ANSWER_BYTES)
+    assert len(call(server.path, "big", bytes=protocol.MAX_ANSWER_BYTES - 1000)["text"]) > 1 << 20
 
 
 def test_idle_clients_cannot_lock_the_operator_out(server: Running) -> None:
-    idle = [connect(server) for _ in range(control.MAX_CLIENTS * 2)]
+    idle = [connect(server) for _ in range(serving.MAX_CLIENTS * 2)]
     try:
         assert still_answers(server)
-        for client in idle[: control.MAX_CLIENTS]:  # the oldest made room
+        for client in idle[: serving.MAX_CLIENTS]:  # the oldest made room
             with contextlib.suppress(ConnectionResetError):
                 assert len(list(lines(client))) == 1  # the greeting, then the end
     finally:
@@ -160,7 +162,7 @@ def test_idle_clients_cannot_lock_the_operator_out(server: Running) -> None:
 
 
 def test_a_verb_that_stalls_is_given_up(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(control, "VERB_SECONDS", 0.1)
+    monkeypatch.setattr(serving, "VERB_SECONDS", 0.1)
     with pytest.raises(Unavailable, match="longer than 0.1 s"):
         call(server.path, "stall")
     assert server.cancelled == 1

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from appliance import status_text
-from appliance.cli import main
+from appliance.cli import main, status
+from appliance.cli.screen import Screen
 from tests.control.conftest import Running
 
 REPLY: dict[str, Any] = {
@@ -56,8 +56,8 @@ vm web1         primary         protected       term 7  epoch 184213  committed 
 
 
 def test_the_screen() -> None:
-    assert status_text.render(REPLY) == SCREEN
-    coloured = status_text.render(REPLY, colour=True)
+    assert status.render(REPLY) == SCREEN
+    coloured = status.render(REPLY, Screen(colour="always"))
     assert "\033[32mprotected\033[0m" in coloured and "\033[31mdown\033[0m" in coloured
     for code in ("\033[31m", "\033[32m", "\033[33m", "\033[0m"):
         coloured = coloured.replace(code, "")
@@ -65,21 +65,22 @@ def test_the_screen() -> None:
 
 
 def test_a_reply_with_holes_is_still_shown() -> None:
-    assert "host None" in status_text.render({})
+    assert "host None" in status.render({})
     empty = {"host": "beta", "vms": {"web1": {"gate": None, "guard": None, "sync": None, "qemu_pid": None}}}
-    assert "vm web1" in status_text.render(empty)
+    assert "vm web1" in status.render(empty)
 
 
 @pytest.mark.parametrize(
     ("phases", "code"),
     [
         ([], 0), (["protected"], 0), (["standby"], 0), (["protected", "standby"], 0), (["solo"], 1),
-        (["syncing", "standby"], 1), (["taking-over"], 1), (["failed"], 2), (["protected", "failed"], 2), ([None], 1),
+        (["syncing", "standby"], 1), (["taking-over"], 1), (["failed"], 2), (["protected", "failed"], 2),
+        (["fenced"], 2), ([None], 1),
     ],
 )  # fmt: skip
 def test_the_exit_code_says_how_safe_the_vms_are(phases: list[str], code: int) -> None:
     vms = {str(number): {"phase": phase} for number, phase in enumerate(phases)}
-    assert status_text.exit_code({"vms": vms}) == code
+    assert status.exit_code({"vms": vms}) == code
 
 
 @pytest.fixture

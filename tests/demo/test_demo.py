@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from appliance.exits import Exit
 from appliance.lab import blueprint
 
 pytestmark = pytest.mark.slow
@@ -86,7 +87,7 @@ def test_a_second_demo_beside_the_first_is_refused_and_does_no_harm(tmp_path: Pa
     try:
         demo = start("tdemotwo", tmp_path)
         said, _ = demo.communicate(timeout=60)
-        assert demo.returncode == 69 and "holdfast lab down --name tdemotwo" in said
+        assert demo.returncode == Exit.DEGRADED and "holdfast lab down --name tdemotwo" in said
         assert blueprint.directory("tdemotwo").exists()
     finally:
         blueprint.directory("tdemotwo").rmdir()

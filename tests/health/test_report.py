@@ -13,8 +13,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from appliance import cli, control, health_text
+from appliance import cli
 from appliance import config as cfg
+from appliance.cli import health
+from appliance.cli.screen import Screen
+from appliance.control import client
 from appliance.errors import HoldfastError, Unavailable
 from appliance.exits import Exit
 from appliance.health.fitness import Fitness
@@ -188,7 +191,7 @@ def told(state: str, **more: Any) -> dict[str, Any]:
     (("ok", "ok"), Exit.OK), (("ok", "warn"), Exit.DEGRADED), (("ok", "unknown"), Exit.DEGRADED),
     (("failed", "unknown"), Exit.FAILED), (("warn", "failed"), Exit.FAILED)])
 def test_exit_codes(states: tuple[str, str], code: Exit) -> None:
-    assert health_text.exit_code({"hosts": dict(zip(("a", "b"), map(told, states), strict=True))}) is code
+    assert health.exit_code({"hosts": dict(zip(("a", "b"), map(told, states), strict=True))}) is code
 
 
 def test_the_text() -> None:
@@ -198,18 +201,18 @@ def test_the_text() -> None:
                       readings=[msgspec.to_builtins(READING), msgspec.to_builtins(slow)]),
         "beta": told("unknown", reachable=False, reasons=["beta is not reachable"], last_state="ok", age_s=12.5),
         "gamma": told("unknown", reachable=False, reasons=["gamma is not reachable"])}}
-    assert health_text.render(reply).splitlines() == [
+    assert health.render(reply).splitlines() == [
         "host alpha      failed  br0 carrier: up0: no carrier",
         "  uplink  br0 carrier   failed            0 up  up0: no carrier",
         "  disk    /state write  warn          12.35 ms  warn >= 0.01 s",
         "host beta       unknown  beta is not reachable; 12.5 s ago it was ok",
         "host gamma      unknown  gamma is not reachable; nothing is known of it"]
-    assert "\033[31mfailed" in health_text.render(reply, colour=True)
+    assert "\033[31mfailed" in health.render(reply, Screen(colour="always"))
 
 
 def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     reply = {"schema": "holdfast.health/1", "hosts": {"alpha": told("ok"), "beta": told("warn")}}
-    monkeypatch.setattr(control, "call", lambda path, verb, **words: reply if verb == "health" else None)
+    monkeypatch.setattr(client, "call", lambda path, verb, **words: reply if verb == "health" else None)
     assert cli.main(["health", "-j"]) == Exit.DEGRADED
     assert json.loads(capsys.readouterr().out) == reply
     assert cli.main(["health"]) == Exit.DEGRADED

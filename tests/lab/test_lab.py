@@ -12,6 +12,7 @@ import pytest
 
 from appliance import cli, config
 from appliance.errors import HoldfastError, Unavailable, UsageError
+from appliance.exits import Exit
 from appliance.lab import blueprint, topology
 from appliance.lab.blueprint import Options
 from appliance.lab.lab import Lab, down
@@ -192,7 +193,8 @@ def test_commands_answer_in_json_and_by_exit_code(lab: Lab, capsys: pytest.Captu
         "schema": "holdfast.lab-down/1", "name": lab.name, "changed": False, "removed": [],
     }  # fmt: skip
     code, _, err = run(capsys, "lab", "heal", "alpha", "--name", lab.name)
-    assert code == 69 and err == f"holdfast: there is no lab '{lab.name}'\n  holdfast lab up --name {lab.name}\n"
+    assert code == Exit.DEGRADED
+    assert err == f"holdfast: there is no lab '{lab.name}'\n  holdfast lab up --name {lab.name}\n"
 
 
 @pytest.mark.parametrize(

@@ -166,7 +166,7 @@ def test_a_replica_whose_qemu_exits_at_once(lab: Callable[..., Lab], tmp_path: P
 @pytest.mark.parametrize(
     ("deprive", "cause", "code"),
     [
-        ("mount -t tmpfs none /dev/net", "/dev/net/tun", Exit.UNAVAILABLE),
+        ("mount -t tmpfs none /dev/net", "/dev/net/tun", Exit.DEGRADED),
         ("exec setpriv --bounding-set=-net_admin --inh-caps=-net_admin", "CAP_NET_ADMIN", Exit.NO_PERMISSION),
     ],
     ids=["no tun", "no privilege"],

@@ -105,7 +105,7 @@ def test_an_unreachable_host_is_fenced_only_by_the_operators_word(pair: Pair) ->
     pair.lab.fault("crash", backup)
     with pytest.raises(Unsafe, match="whether it speaks cannot be known"):
         ask(pair, primary, "fence", host=backup)
-    assert ask(pair, primary, "fence", host=backup, yes=True)["result"] == "taken as off"
+    assert ask(pair, primary, "fence", host=backup, off=True)["result"] == "taken as off"
     pair.client.goes_on()
     pair.heal(backup)
     assert pair.protected() == (primary, backup)
@@ -114,10 +114,10 @@ def test_an_unreachable_host_is_fenced_only_by_the_operators_word(pair: Pair) ->
 
 def test_protection_pauses_and_resumes(pair: Pair) -> None:
     primary, backup = pair.protected()
-    assert ask(pair, backup, "pause", vm=VM)["paused"] is True
+    assert ask(pair, backup, "unprotect", vm=VM)["paused"] is True
     until("it runs alone", lambda: pair.vm(primary)["phase"] == "solo")
     until("the reason is told", lambda: "paused" in pair.vm(primary)["reason"])
     pair.client.goes_on()
-    assert ask(pair, primary, "resume", vm=VM)["paused"] is False
+    assert ask(pair, primary, "protect", vm=VM)["paused"] is False
     assert pair.protected() == (primary, backup)
     pair.sound(primary)

@@ -15,7 +15,7 @@ import pytest
 
 from appliance import config as cfg
 from appliance import firewall as module
-from appliance import status_text
+from appliance.cli import status
 from appliance.errors import Unavailable
 from appliance.firewall import Firewall
 from appliance.front import Front, FrontSpec
@@ -307,5 +307,5 @@ def test_a_real_stack_behind_the_rules(stage: Stage) -> None:
      "off             off by the configuration"),
 ])
 def test_what_people_read_of_the_rules(rules: dict[str, object], line: str) -> None:
-    said = status_text.render({"host": "alpha", "rules": rules})
+    said = status.render({"host": "alpha", "rules": rules})
     assert f"rules           {line}" in said.splitlines()

@@ -1,35 +1,37 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The control socket: how commands ask the running service.
+"""The answering end of the control socket.
 
-JSON lines on a UNIX socket. The server greets with `{"protocol": "holdfast.control/1"}`; a request is
-`{"id": 1, "verb": "status", "args": {}}`; the answer repeats the id and carries either `ok` or
-`error: {"code", "message", "hint"}`. Whoever is at the other end of the socket is not trusted: lines,
-answers, clients and waiting are all bounded; a client that breaks a bound loses its connection, no more.
+Whoever is at the other end is not trusted: lines, answers, clients and waiting are all bounded; a client that breaks a
+bound loses its connection, no more.
 """
 
 import asyncio
 import contextlib
+import grp
 import logging
 import os
 import socket
+import struct
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from appliance.errors import BadData, HoldfastError, NoPermission, Unavailable, Unreachable, from_code
+from appliance.control.protocol import MAX_ANSWER_BYTES, MAX_REQUEST_BYTES, PROTOCOL
+from appliance.errors import BadData, HoldfastError, NoPermission, Unavailable
+from appliance.registry import Access
 
-PROTOCOL = "holdfast.control/1"
-MAX_REQUEST_BYTES = 64 * 1024
-MAX_ANSWER_BYTES = 4 << 20
 MAX_CLIENTS = 32
+MAX_STREAMS = 16
 VERB_SECONDS = 30.0  # the longest that a verb may take
 WRITE_SECONDS = 5.0  # the longest that a client may leave an answer unread
 IDLE_SECONDS = 300.0  # the longest between two requests
 
 Verb = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
+Stream = Callable[[dict[str, Any]], AsyncGenerator[dict[str, Any], None]]
+_CREDENTIALS = struct.Struct("3i")  # pid, uid, gid: struct ucred of socket(7)
 log = logging.getLogger(__name__)
 
 
@@ -39,19 +41,7 @@ class _Request(msgspec.Struct, forbid_unknown_fields=True):
     args: dict[str, Any] = {}
 
 
-class _Reply(msgspec.Struct):
-    id: int = 0
-    ok: dict[str, Any] | None = None
-    error: dict[str, str] | None = None
-
-
-class _Greeting(msgspec.Struct):
-    protocol: str
-
-
 _read_request = msgspec.json.Decoder(_Request).decode
-_read_reply = msgspec.json.Decoder(_Reply).decode
-_read_greeting = msgspec.json.Decoder(_Greeting).decode
 
 
 def _line(message: object) -> bytes:
@@ -59,17 +49,24 @@ def _line(message: object) -> bytes:
 
 
 class ControlServer:
-    """Serves `verbs` on the UNIX socket `path` (0660) until `close`."""
+    """Serves `verbs` and `streams` on the UNIX socket `path` until `close`.
 
-    def __init__(self, path: Path, verbs: dict[str, Verb]) -> None:
+    Root may use all of them. `group` may open the socket too, where there is such a group, and use those verbs
+    for which `access` says Access.GROUP.
+    """
+
+    def __init__(self, path: Path, verbs: dict[str, Verb], streams: dict[str, Stream] | None = None,
+                 access: Callable[[str], Access] = lambda verb: Access.ROOT, group: str = "") -> None:
         self.path = path
-        self._verbs = verbs
+        self._verbs, self._streams = verbs, streams or {}
+        self._access, self._group = access, group
         self._server: asyncio.Server | None = None
         self._clients: dict[asyncio.Task[None], float] = {}  # when each last did something, monotonic seconds
+        self._streaming: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Listen. Raises Unavailable (another service answers there, path unusable) or NoPermission."""
-        listener = _listen(self.path)
+        listener = _listen(self.path, self._group)
         self._server = await asyncio.start_unix_server(self._accept, sock=listener, limit=MAX_REQUEST_BYTES)
 
     async def close(self) -> None:
@@ -90,7 +87,7 @@ class ControlServer:
         assert task is not None
         if len(self._clients) >= MAX_CLIENTS:
             # The one silent longest makes room: idle connections must not lock the operator out.
-            idle = min(self._clients, key=lambda client: self._clients[client])
+            idle = min(self._clients.keys() - self._streaming, key=lambda client: self._clients[client])
             del self._clients[idle]
             idle.cancel()
         self._clients[task] = time.monotonic()
@@ -105,9 +102,9 @@ class ControlServer:
             self._clients.pop(task, None)
             writer.transport.abort()
 
-    async def _converse(
-        self, task: asyncio.Task[None], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
+    async def _converse(self, task: asyncio.Task[None], reader: asyncio.StreamReader,
+                        writer: asyncio.StreamWriter) -> None:
+        root = _is_root(writer)
         await _send(writer, _line({"protocol": PROTOCOL}))
         while True:
             try:
@@ -121,24 +118,31 @@ class ControlServer:
                 await _send(writer, _failure(0, too_long))
                 return
             self._clients[task] = time.monotonic()
-            await _send(writer, await self._answer(line))
+            try:
+                request = _read_request(line)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+                await _send(writer, _failure(0, BadData(f"not a request: {exc}", "send a JSON object")))
+                continue
+            if not root and self._access(request.verb) is not Access.GROUP:
+                refused = NoPermission(f"{request.verb[:40]} is for root alone", "run this as root")
+                await _send(writer, _failure(request.id, refused))
+            elif request.verb not in self._streams:
+                await _send(writer, await self._answer(request))
+            elif not await self._stream(task, request, reader, writer):
+                return
 
-    async def _answer(self, line: bytes) -> bytes:
-        number = 0
+    async def _answer(self, request: _Request) -> bytes:
+        number = request.id
         try:
-            request = _read_request(line)
-            number = request.id
             verb = self._verbs.get(request.verb)
             if verb is None:
-                hint = f"known are {', '.join(sorted(self._verbs))}"
+                hint = f"known are {', '.join(sorted({*self._verbs, *self._streams}))}"
                 raise BadData(f"unknown verb {request.verb[:40]!r}", hint)
             async with asyncio.timeout(VERB_SECONDS):
                 answer = _line({"id": number, "ok": await verb(request.args)})
             if len(answer) > MAX_ANSWER_BYTES:
                 raise BadData("the answer is too long to send", "ask for less")
             return answer
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-            return _failure(number, BadData(f"not a request: {exc}", "send a JSON object"))
         except TimeoutError:
             cause = f"the verb took longer than {VERB_SECONDS:g} s"
             return _failure(number, Unavailable(cause, "see the service's log"))
@@ -147,6 +151,44 @@ class ControlServer:
         except Exception:
             log.exception("a control verb failed")
             return _failure(number, HoldfastError("the service failed to answer", "see the service's log"))
+
+    async def _stream(self, task: asyncio.Task[None], request: _Request, reader: asyncio.StreamReader,
+                      writer: asyncio.StreamWriter) -> bool:
+        """Send items until there are no more; False when the client ended it, by whatever it did."""
+        number = request.id
+        if len(self._streaming) >= MAX_STREAMS:
+            await _send(writer, _failure(number, Unavailable(f"{MAX_STREAMS} streams are open already", "end some")))
+            return True
+        self._streaming.add(task)
+        items = self._streams[request.verb](request.args)
+        client = asyncio.ensure_future(reader.read(1))
+        try:
+            while True:
+                coming = asyncio.ensure_future(anext(items))
+                await asyncio.wait((coming, client), return_when=asyncio.FIRST_COMPLETED)
+                if client.done():
+                    coming.cancel()
+                    await asyncio.wait((coming,))
+                    return False
+                await _send(writer, _line({"id": number, "item": coming.result()}))
+                self._clients[task] = time.monotonic()
+        except StopAsyncIteration:
+            await _send(writer, _line({"id": number, "ok": {}}))
+        except HoldfastError as exc:
+            await _send(writer, _failure(number, exc))
+        finally:
+            self._streaming.discard(task)
+            client.cancel()
+            await asyncio.wait((client,))
+            await items.aclose()
+        return True
+
+
+def _is_root(writer: asyncio.StreamWriter) -> bool:
+    """Is the client root, or whoever runs this service? As the kernel says."""
+    connection = writer.get_extra_info("socket")
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    return _CREDENTIALS.unpack(raw)[1] in (0, os.geteuid())
 
 
 async def _send(writer: asyncio.StreamWriter, line: bytes) -> None:
@@ -159,7 +201,7 @@ def _failure(number: int, exc: HoldfastError) -> bytes:
     return _line({"id": number, "error": {"code": exc.code, "message": exc.message, "hint": exc.hint}})
 
 
-def _listen(path: Path) -> socket.socket:
+def _listen(path: Path, group: str) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -167,6 +209,8 @@ def _listen(path: Path) -> socket.socket:
             _remove_stale(path)
         listener.bind(str(path))
         os.chmod(path, 0o660)  # before `listen`, so that nobody gets in while the mode is still wider
+        with contextlib.suppress(KeyError):  # no such group: root alone
+            os.chown(path, -1, grp.getgrnam(group).gr_gid)
         listener.listen(MAX_CLIENTS)
     except HoldfastError:
         listener.close()
@@ -192,69 +236,3 @@ def _remove_stale(path: Path) -> None:
         except (TimeoutError, BlockingIOError):
             pass  # alive, though it does not accept
     raise Unavailable(f"another service answers at {path}", "stop it, or give this one another host.run_dir")
-
-
-def call(path: Path | str, verb: str, *, timeout: float = 5.0, **args: Any) -> dict[str, Any]:
-    """Ask the service at `path`; `timeout` in seconds bounds the whole exchange.
-
-    Raises Unreachable (nobody there, or no answer in time), NoPermission, BadData (not our protocol) or the
-    error that the service answered with.
-    """
-    deadline = time.monotonic() + timeout
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as connection:
-        try:
-            connection.settimeout(timeout)
-            connection.connect(str(path))
-            reader = _LineReader(connection, deadline)
-            _check_greeting(reader.line())
-            connection.settimeout(max(0.001, deadline - time.monotonic()))
-            connection.sendall(_line({"id": 1, "verb": verb, "args": args}))
-            reply = _read_reply(reader.line())
-        except (TimeoutError, BlockingIOError):
-            hint = "it may be paused or overloaded; see its log"
-            raise Unreachable(f"the service at {path} does not answer within {timeout:g} s", hint) from None
-        except PermissionError:
-            raise NoPermission(f"no access to {path}", "run this as root") from None
-        except OSError as exc:
-            hint = "start it, or name its control socket with --control or HOLDFAST_CONTROL"
-            raise Unreachable(f"no service answers at {path}: {exc.strerror or exc}", hint) from None
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-            raise BadData(f"{path} does not speak {PROTOCOL}: {exc}", "is it our service's socket?") from None
-    if reply.error is not None:
-        error = reply.error
-        raise from_code(error.get("code", ""), error.get("message", "no reason given"), error.get("hint", ""))
-    if reply.ok is None or reply.id != 1:
-        raise BadData(f"{path} gave no answer to the question", "restart the service")
-    return reply.ok
-
-
-def _check_greeting(line: bytes) -> None:
-    protocol = _read_greeting(line).protocol
-    if protocol != PROTOCOL:
-        hint = "use the command of the same version"
-        raise BadData(f"the service speaks {protocol[:40]!r}, this command {PROTOCOL}", hint)
-
-
-class _LineReader:
-    """Lines from a socket, each of at most MAX_ANSWER_BYTES, before a deadline in monotonic seconds."""
-
-    def __init__(self, connection: socket.socket, deadline: float) -> None:
-        self._connection = connection
-        self._deadline = deadline
-        self._data = bytearray()
-
-    def line(self) -> bytes:
-        while (end := self._data.find(b"\n")) < 0:
-            remaining = self._deadline - time.monotonic()
-            if remaining <= 0:
-                raise TimeoutError
-            if len(self._data) > MAX_ANSWER_BYTES:
-                raise BadData("the service's answer has no end", "is it our service's socket?")
-            self._connection.settimeout(remaining)
-            received = self._connection.recv(65536)
-            if not received:
-                raise ConnectionResetError("it closed the connection")
-            self._data += received
-        line = bytes(self._data[:end])
-        del self._data[: end + 1]
-        return line
