@@ -12,7 +12,7 @@ import re
 import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -21,7 +21,7 @@ from appliance.arbiter import settings as arbiter
 from appliance.arbiter.settings import Arbiter
 from appliance.health import settings as health_settings
 from appliance.health.settings import Health
-from appliance.settings import Address, Bytes, FilePath, Mac, Seconds, Section
+from appliance.settings import Address, Bytes, FilePath, Mac, Seconds, Section, marks, plain, says
 from appliance.toml_tree import Key, Tree
 from appliance.units import format_size
 
@@ -33,78 +33,89 @@ MIB = 1 << 20
 class Host(Section, frozen=True, kw_only=True):
     """[host]: this host."""
 
-    name: str
-    state_dir: FilePath = Path("/var/lib/holdfast")  # what is remembered over a reboot: term and role
-    run_dir: FilePath = Path("/run/holdfast")  # control socket, consoles
-    ram_dir: FilePath = Path("/dev/shm")  # tmpfs or hugetlbfs; guest RAM lives here
-    group: str = "holdfast"  # whoever is in it may look at everything that only reads; root alone if there is none
-    memory_limit: Bytes = 0  # for all VMs together; 0B: what the machine has
-    log: Literal["debug", "info", "warning", "error"] = "info"
-    firewall: Literal["auto", "required", "off"] = "auto"  # packet filter rules; required: no start without
+    name: Annotated[str, says("this host; the other one's peer.name")]
+    state_dir: Annotated[FilePath, says("what is remembered over a reboot: term and role")] = Path("/var/lib/holdfast")
+    run_dir: Annotated[FilePath, says("control socket and consoles")] = Path("/run/holdfast")
+    ram_dir: Annotated[FilePath, says("where guest memory lives: a tmpfs or hugetlbfs")] = Path("/dev/shm")
+    group: Annotated[
+        str, says("whose members may use the verbs that only read; root alone if there is no such group")] = "holdfast"
+    memory_limit: Annotated[Bytes, says("for the memory of all VMs together; 0B: what the machine has")] = 0
+    log: Annotated[
+        Literal["debug", "info", "warning", "error"], says("the least severe message that is logged")] = "info"
+    firewall: Annotated[
+        Literal["auto", "required", "off"],
+        says("packet filter rules on links and fronts; required: no start without them")] = "auto"
 
 
 class Peer(Section, frozen=True, kw_only=True):
     """[peer]: the other host of the pair."""
 
-    name: str
+    name: Annotated[str, says("the other host of the pair")]
 
 
 class Link(Section, frozen=True, kw_only=True):
     """[[link]]: one dedicated connection to the peer; the first is preferred."""
 
-    name: str
-    interface: str
-    address: Address  # ours on this link
-    peer: Address  # the peer's
-    port: int = 7780
+    name: Annotated[str, says("what it is called in the status; each its own")]
+    interface: Annotated[str, says("the network device")]
+    address: Annotated[Address, says("this host's address on it")]
+    peer: Annotated[Address, says("the other host's address on it")]
+    port: Annotated[int, says("TCP port that both hosts use on it")] = 7780
 
 
 class Timing(Section, frozen=True, kw_only=True):
     """[timing]: heartbeats."""
 
-    hello: Seconds = 0.02  # one is sent this often on each link
-    timeout: Seconds = 0.3  # silence on every link for this long means that the peer is down; more under jitter
-    timeout_max: Seconds = 2.0  # but never more than this
-    lease: Seconds = 0.08  # for how long an answer of the peer lets the VM speak; more under jitter
-    lease_max: Seconds = 0.3  # but never more than this
-    backoff: Seconds = 30.0  # the longest that a backup that flaps waits for its next first copy; 0s: not at all
-    reconnect: Seconds = 0.1  # between attempts to reach the peer
+    hello: Annotated[Seconds, says("a heartbeat is sent this often on each link")] = 0.02
+    timeout: Annotated[
+        Seconds, says("silence on every link for this long means that the peer is down; more under jitter")] = 0.3
+    timeout_max: Annotated[Seconds, says("the most that timeout grows to under jitter")] = 2.0
+    lease: Annotated[Seconds, says("for how long an answer of the peer lets the VM speak; more under jitter")] = 0.08
+    lease_max: Annotated[Seconds, says("the most that lease grows to under jitter")] = 0.3
+    backoff: Annotated[
+        Seconds, says("the longest that a backup that flaps waits for its next first copy; 0s: not at all")] = 30.0
+    reconnect: Annotated[Seconds, says("between attempts to reach the peer")] = 0.1
 
 
 class Epoch(Section, frozen=True, kw_only=True):
     """[vm.NAME.epoch]: when a checkpoint is taken."""
 
-    mode: Literal["adaptive", "fixed"] = "adaptive"
-    length: Seconds = 0.025  # fixed: the whole epoch
-    min: Seconds = 0.005  # adaptive: output that waits ends the epoch, but not before this
-    max: Seconds = 0.05  # adaptive: ends at the latest after this
-    pause_share: float = 0.5  # adaptive: never more than this share of the time paused
-    in_flight: int = 3  # epochs sent and not yet acknowledged
+    mode: Annotated[
+        Literal["adaptive", "fixed"],
+        says("adaptive: output that waits ends an epoch; fixed: all are of one length")] = "adaptive"
+    length: Annotated[Seconds, says("fixed: how long an epoch is")] = 0.025
+    min: Annotated[Seconds, says("adaptive: output that waits ends an epoch, but not before this")] = 0.005
+    max: Annotated[Seconds, says("adaptive: an epoch ends after this at the latest")] = 0.05
+    pause_share: Annotated[float, says("adaptive: never more than this share of the time paused")] = 0.5
+    in_flight: Annotated[int, says("epochs sent and not yet acknowledged")] = 3
 
 
 class Limits(Section, frozen=True, kw_only=True):
     """[vm.NAME.limits]: bounds in bytes; at a bound the VM is slowed and the status says so."""
 
-    held: Bytes = 64 * MIB  # output at the gate
-    in_flight: Bytes = 128 * MIB  # epochs sent and not yet acknowledged
-    replay_log: Bytes = 4 * MIB  # received frames kept for replay
+    held: Annotated[Bytes, says("output held at the gate")] = 64 * MIB
+    in_flight: Annotated[Bytes, says("epochs sent and not yet acknowledged")] = 128 * MIB
+    replay_log: Annotated[Bytes, says("received frames kept for replay")] = 4 * MIB
 
 
 class Vm(Section, frozen=True, kw_only=True):
     """[vm.NAME]: a protected VM; both hosts hold the same text."""
 
-    home: str  # the host that starts it when neither remembers more
-    memory: Bytes
-    mac: Mac
-    bridge: str
-    kernel: FilePath
-    initrd: FilePath | None = None
-    append: str = ""
-    vcpus: int = 1
-    ip: tuple[Address, ...] = ()  # announced after a takeover
-    qemu: str = "qemu-system-x86_64"
-    accel: Literal["auto", "kvm", "tcg"] = "auto"
-    tracker: Literal["auto", "uffd-wp", "compare"] = "auto"
+    home: Annotated[str, says("the host that starts it when neither remembers more")]
+    memory: Annotated[Bytes, says("its RAM, in whole MiB")]
+    mac: Annotated[Mac, says("its address on the network, whichever host runs it")]
+    bridge: Annotated[str, says("the bridge of the production network, on both hosts")]
+    kernel: Annotated[FilePath, says("what it boots")]
+    initrd: Annotated[FilePath | None, says("its initial file system")] = None
+    append: Annotated[str, says("kernel command line")] = ""
+    vcpus: Annotated[int, says("virtual processors")] = 1
+    ip: Annotated[tuple[Address, ...], says("its addresses: announced after a takeover")] = ()
+    qemu: Annotated[str, says("the program, by path or as found in PATH")] = "qemu-system-x86_64"
+    accel: Annotated[
+        Literal["auto", "kvm", "tcg"], says("how its processors are made; auto: kvm where there is any")] = "auto"
+    tracker: Annotated[
+        Literal["auto", "uffd-wp", "compare"],
+        says("how pages that changed are found; auto: uffd-wp where the kernel has it")] = "auto"
     epoch: Epoch = Epoch()
     limits: Limits = Limits()
 
@@ -192,9 +203,9 @@ def _prepare(tree: Tree, at: Key, raw: object, kind: type[Section]) -> dict[str,
 def _value(tree: Tree, key: Key, value: Any, kind: Any) -> Any:
     if isinstance(kind, type) and issubclass(kind, Section):
         return _prepare(tree, key, value, kind)
+    parser, kind = _parser(kind), plain(kind)
     if typing.get_origin(kind) is Literal and value not in typing.get_args(kind):
         raise tree.error(key, f"{value!r} is unknown", f"choose from {', '.join(typing.get_args(kind))}")
-    parser = _parser(kind)
     if parser is None:
         return value
     if typing.get_origin(kind) is tuple:
@@ -206,12 +217,8 @@ def _value(tree: Tree, key: Key, value: Any, kind: Any) -> Any:
 
 
 def _parser(kind: Any) -> Callable[[Any], Any] | None:
-    for part in (kind, *typing.get_args(kind)):
-        for mark in getattr(part, "__metadata__", ()):
-            if isinstance(mark, msgspec.Meta) and mark.extra:
-                found: Callable[[Any], Any] = mark.extra["parse"]
-                return found
-    return None
+    found: Iterator[Callable[[Any], Any]] = (mark.extra["parse"] for mark in marks(kind) if mark.extra)
+    return next(found, None)
 
 
 def _parse(tree: Tree, key: Key, parser: Callable[[Any], Any], value: object) -> Any:

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Literal
+from typing import Annotated, Literal
 
 from appliance.arbiter.datagram import address
 from appliance.errors import BadData
-from appliance.settings import FilePath, Seconds, Section
+from appliance.settings import FilePath, Seconds, Section, says
 
 _PAIR = re.compile(r"[a-z0-9]([a-z0-9-]{0,126}[a-z0-9])?")
 _FIELDS = {"witness": {"address", "key_file"}, "etcd": {"endpoints", "ca_file", "cert_file", "cert_key_file"},
@@ -19,16 +19,17 @@ _FIELDS = {"witness": {"address", "key_file"}, "etcd": {"endpoints", "ca_file", 
 class Arbiter(Section, frozen=True, kw_only=True):
     """[arbiter]: who decides when the hosts cannot see each other."""
 
-    kind: Literal["none", "witness", "etcd"] = "none"
-    accept_split_brain_risk: bool = False  # none: take over on mere silence of the peer
-    pair: str = ""  # this pair's name at the arbiter; "" is the names of both hosts, sorted, with a dash between
-    timeout: Seconds = 1.0  # for a grant
-    address: str = ""  # witness: HOST:PORT
-    key_file: FilePath | None = None  # witness: the pair's key
-    endpoints: tuple[str, ...] = ()  # etcd: URLs
-    ca_file: FilePath | None = None  # etcd: who signed its certificate
-    cert_file: FilePath | None = None  # etcd: this host's certificate
-    cert_key_file: FilePath | None = None  # etcd: its key
+    kind: Annotated[Literal["none", "witness", "etcd"], says("who is asked")] = "none"
+    accept_split_brain_risk: Annotated[bool, says("none: take over on mere silence of the peer")] = False
+    pair: Annotated[
+        str, says("this pair's name at the arbiter; \"\" is the names of both hosts, sorted, with a dash between")] = ""
+    timeout: Annotated[Seconds, says("for a grant")] = 1.0
+    address: Annotated[str, says("witness: HOST:PORT")] = ""
+    key_file: Annotated[FilePath | None, says("witness: the pair's key")] = None
+    endpoints: Annotated[tuple[str, ...], says("etcd: URLs")] = ()
+    ca_file: Annotated[FilePath | None, says("etcd: who signed its certificate")] = None
+    cert_file: Annotated[FilePath | None, says("etcd: this host's certificate")] = None
+    cert_key_file: Annotated[FilePath | None, says("etcd: its key")] = None
 
 
 def faults(arbiter: Arbiter) -> Iterator[tuple[str, str, str]]:

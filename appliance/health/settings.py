@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import Annotated
 
-from appliance.settings import Bytes, Seconds, Section, parsed
+from appliance.settings import Bytes, Seconds, Section, parsed, says
 from appliance.units import format_duration, parse_ip
 
 MIB = 1 << 20
@@ -32,33 +32,35 @@ Probe = Annotated[str, parsed(_parse_probe)]
 class Health(Section, frozen=True, kw_only=True):
     """[health]: how often this host is looked at, and what it takes to be unfit. See docs/health.md."""
 
-    interval: Seconds = 1.0  # between two readings of most monitors
-    carrier_interval: Seconds = 0.05  # between two looks at the uplinks' carriers; an event comes sooner
-    disk_interval: Seconds = 5.0  # between two small writes to each file system
-    rounds: int = 3  # bad readings in a row that make a failure; a lost carrier is one at once
-    settle: Seconds = 3.0  # how long a part that failed must be well before it counts as well
-    uplink: tuple[str, ...] = ()  # ports of the production bridges that lead outside; empty: all but taps and tunnels
-    probe: tuple[Probe, ...] = ()  # neighbours of the production network: one that answers is enough
-    errors_warn: float = 1.0  # transmission errors a second on an uplink
-    errors_max: float = 100.0
-    drops_warn: float = 1000.0  # frames a second that an uplink dropped
-    rtt_warn: Seconds = 0.05  # round trip on a link
-    jitter_warn: Seconds = 0.05  # change from one round trip to the next
-    loss_warn: float = 0.01  # share of segments on a link that were sent again
-    disk_warn: Seconds = 1.0  # one small write with fsync
-    disk_max: Seconds = 10.0
-    space_warn: Bytes = 256 * MIB  # free for the service
-    space_min: Bytes = 8 * MIB
-    io_errors: int = 10  # new I/O errors in one round
-    memory_warn: Bytes = 256 * MIB  # available without swapping
-    memory_min: Bytes = 32 * MIB
-    pressure_warn: float = 0.4  # share of the time in which something waits for memory
-    load_warn: float = 4.0  # runnable threads for each core, over 1 min
-    steal_warn: float = 0.2  # share of processor time that a hypervisor gave to others
-    qmp_warn: Seconds = 0.5  # for an answer of QEMU
-    qmp_max: Seconds = 3.0
-    clock_warn: Seconds = 0.5  # a step of the wall clock, or time that was slept
-    stall_warn: Seconds = 0.1  # how late the service woke up
+    interval: Annotated[Seconds, says("between two readings of most monitors")] = 1.0
+    carrier_interval: Annotated[
+        Seconds, says("between two looks at the uplinks' carriers; an event comes sooner")] = 0.05
+    disk_interval: Annotated[Seconds, says("between two small writes to each file system")] = 5.0
+    rounds: Annotated[int, says("bad readings in a row that make a failure; a lost carrier is one at once")] = 3
+    settle: Annotated[Seconds, says("how long a part that failed must be well before it counts as well")] = 3.0
+    uplink: Annotated[
+        tuple[str, ...], says("ports of the production bridges that lead outside; empty: all but taps, tunnels")] = ()
+    probe: Annotated[tuple[Probe, ...], says("neighbours of the production network: one that answers is enough")] = ()
+    errors_warn: Annotated[float, says("transmission errors a second on an uplink")] = 1.0
+    errors_max: Annotated[float, says("as many a second: the uplink has failed")] = 100.0
+    drops_warn: Annotated[float, says("frames a second that an uplink dropped")] = 1000.0
+    rtt_warn: Annotated[Seconds, says("round trip on a link")] = 0.05
+    jitter_warn: Annotated[Seconds, says("change from one round trip to the next")] = 0.05
+    loss_warn: Annotated[float, says("share of segments on a link that were sent again")] = 0.01
+    disk_warn: Annotated[Seconds, says("for one small write with fsync")] = 1.0
+    disk_max: Annotated[Seconds, says("one that takes so long: the disk has failed")] = 10.0
+    space_warn: Annotated[Bytes, says("free space for the service")] = 256 * MIB
+    space_min: Annotated[Bytes, says("below this the disk has failed")] = 8 * MIB
+    io_errors: Annotated[int, says("new I/O errors in one round")] = 10
+    memory_warn: Annotated[Bytes, says("memory available without swapping")] = 256 * MIB
+    memory_min: Annotated[Bytes, says("below this the memory has failed")] = 32 * MIB
+    pressure_warn: Annotated[float, says("share of the time in which something waits for memory")] = 0.4
+    load_warn: Annotated[float, says("runnable threads for each core, over 1 min")] = 4.0
+    steal_warn: Annotated[float, says("share of processor time that a hypervisor gave to others")] = 0.2
+    qmp_warn: Annotated[Seconds, says("for an answer of QEMU")] = 0.5
+    qmp_max: Annotated[Seconds, says("no answer for so long: QEMU has failed")] = 3.0
+    clock_warn: Annotated[Seconds, says("a step of the wall clock, or time that was slept")] = 0.5
+    stall_warn: Annotated[Seconds, says("how late the service woke up")] = 0.1
 
 
 Fault = tuple[str, str, str]  # key, cause, remedy
