@@ -27,6 +27,7 @@ SOURCES = (
     "appliance.cli.protecting",
     "appliance.cli.running",
     "appliance.cli.help",
+    "appliance.cli.completion",
     "appliance.lab.commands",
 )
 """Looked through in this order until a verb is found: what is used often comes first."""
@@ -54,6 +55,8 @@ class Kind(StrEnum):
     SECONDS = "seconds"
     FILE = "file"
     DIRECTORY = "directory"
+    VERB = "verb"
+    """The name of a verb, of one or more words."""
     WORDS = "words"
     """All that is left of the line, untouched."""
 
@@ -94,8 +97,7 @@ class Argument:
             return self.metavar
         if self.choices and len(self.choices) < 5:
             return "|".join(self.choices)
-        shown = {Kind.COUNT: "N", Kind.SECONDS: "SECS", Kind.FILE: "FILE", Kind.DIRECTORY: "DIR", Kind.WORDS: "..."}
-        return shown.get(self.kind, self.key.upper().replace("_", "-"))
+        return _PLACEHOLDERS.get(self.kind, self.key.upper().replace("_", "-"))
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,8 @@ class Verb:
         return tuple(sorted(found))
 
 
+_PLACEHOLDERS = {Kind.COUNT: "N", Kind.SECONDS: "SECS", Kind.FILE: "FILE", Kind.DIRECTORY: "DIR",
+                 Kind.WORDS: "WORDS ..."}
 DEFAULT_CONTROL = "/run/holdfast/control.sock"
 CONTROL_VARIABLE = "HOLDFAST_CONTROL"
 CONFIRMED = Argument("--yes", "do not ask: it is meant", kind=Kind.FLAG)

@@ -39,6 +39,9 @@ def _add(parser: Parser, argument: Argument) -> None:
     if argument.kind is Kind.FLAG:
         parser.add_argument(*names, action="store_true")
         return
+    if argument.kind is Kind.VERB:
+        parser.add_argument(argument.key, nargs="*")
+        return
     if argument.kind is Kind.WORDS:
         parser.add_argument(argument.key, nargs=argparse.REMAINDER)
         return

@@ -43,9 +43,10 @@ def of_group(first: str) -> str:
     return "\n".join([f"usage: holdfast {first} VERB ...", "", *lines])
 
 
-def synopsis(verb: Verb) -> str:
-    """The verb with its arguments, those that may be left out in brackets."""
-    return " ".join([f"holdfast {verb.name}", *(_usage(argument) for argument in verb.all_arguments)])
+def synopsis(verb: Verb, *, shared: bool = True) -> str:
+    """The verb with its arguments, those that may be left out in brackets. `shared`: those that many have too."""
+    arguments = verb.all_arguments if shared else verb.arguments
+    return " ".join([f"holdfast {verb.name}", *(_usage(argument) for argument in arguments)])
 
 
 def _usage(argument: Argument) -> str:
@@ -128,8 +129,8 @@ def _help(call: Call) -> int:
 VERBS = (
     Verb(
         "help", "what a verb does, how it is called and how it ends",
-        arguments=(Argument("words", "a verb, or exit-codes; all verbs if not given", kind=Kind.WORDS,
-                            metavar="VERB|exit-codes"),),
+        arguments=(Argument("words", "a verb, or exit-codes; all verbs if not given", kind=Kind.VERB,
+                            metavar="VERB|exit-codes", optional=True),),
         examples=(("holdfast help fence", "before you do it"), ("holdfast help exit-codes", "the table for scripts")),
         run=_help,
     ),
