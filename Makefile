@@ -27,13 +27,14 @@ step = @printf '%-7s %s\n' '$(1)' '$(2)'; mkdir -p $(LOG); \
 	( $(3) ) >$(LOG)/$(1).log 2>&1 || { rc=$$?; tail -n 40 $(LOG)/$(1).log; echo "$(1): failed, all of it in $(LOG)/$(1).log" >&2; exit $$rc; }
 endif
 
-.PHONY: help setup bpf shim image man check model test-fast test demo campaign bench lab-clean clean
+.PHONY: help setup bpf shim image image-disk man check model test-fast test demo campaign bench lab-clean clean
 
 help:
 	@echo 'make setup      Debian packages (as root, when one is missing) and the Python environment in $(VENV)'
 	@echo 'make bpf        the packet programs, into $(BUILD)/bpf'
 	@echo 'make shim       the userfaultfd shim, into $(BUILD)/shim'
 	@echo 'make image      the guest that the demo and the tests boot, into $(BUILD)/image'
+	@echo 'make image-disk the guest on a disk, with PostgreSQL, into $(BUILD)/image-disk'
 	@echo 'make man        the manual pages and the bash completion, into $(BUILD)/man and $(BUILD)/completion'
 	@echo 'make demo       two hosts on this machine, a VM, and what its clients see when a host dies'
 	@echo 'make campaign   N faults one after another, each judged, into $(BUILD)/campaign/report.json; SEED=, ROUND=, ARGS='
@@ -77,7 +78,7 @@ $(VENV)/.installed: pyproject.toml $(VENV)/.ready
 # --- what is built ------------------------------------------------------------------------------------------
 # Each part brings its own rules; they hang their outputs on the targets named here.
 
-bpf shim image: | $(STAMP)/apt
+bpf shim image image-disk: | $(STAMP)/apt
 
 -include ebpf/Makefile
 -include vmlink/Makefile
@@ -103,7 +104,7 @@ test-fast: setup bpf shim image
 model: setup
 	$(Q)$(PY) -m tests.model.run
 
-test: check model bpf shim image
+test: check model bpf shim image image-disk
 	$(Q)$(PY) -m pytest -q $(ARGS)
 
 # --- running it ---------------------------------------------------------------------------------------------

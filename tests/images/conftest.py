@@ -19,7 +19,8 @@ from typing import Any
 
 import pytest
 
-IMAGE = Path(__file__).resolve().parents[2] / "build/image"
+BUILD = Path(__file__).resolve().parents[2] / "build"
+IMAGE, DISK_IMAGE = BUILD / "image", BUILD / "image-disk"
 BOOT_LIMIT = 60.0  # seconds; it takes 3, a loaded machine may need much more
 CLONE_NEWNET = 0x40000000
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -64,9 +65,18 @@ class Guest:
 
 @pytest.fixture(scope="session")
 def manifest() -> dict[str, Any]:
-    path = IMAGE / "manifest.json"
+    return read_manifest(IMAGE, "make image")
+
+
+@pytest.fixture(scope="session")
+def disk_manifest() -> dict[str, Any]:
+    return read_manifest(DISK_IMAGE, "make image-disk")
+
+
+def read_manifest(image: Path, remedy: str) -> dict[str, Any]:
+    path = image / "manifest.json"
     if not path.exists():
-        pytest.fail("there is no guest image: run `make image`")
+        pytest.fail(f"there is no image in {image}: run `{remedy}`")
     found: dict[str, Any] = json.loads(path.read_text())
     return found
 
@@ -89,20 +99,38 @@ def wait_for(qemu: subprocess.Popen[bytes], sign: bytes) -> bytes:
     return console
 
 
-@pytest.fixture(scope="module")
-def boot(manifest: dict[str, Any]) -> Iterator[Callable[..., Guest]]:
-    """Boots a guest: boot(ip=, ip6=, append=), addresses with prefix length, the client's being number 1."""
+def require_machine() -> None:
     if os.geteuid() != 0 or not os.path.exists("/dev/net/tun"):
         pytest.skip("needs root and /dev/net/tun")
     if shutil.which("qemu-system-x86_64") is None:
         pytest.skip("needs qemu-system-x86_64")
+
+
+@pytest.fixture(scope="module")
+def boot(manifest: dict[str, Any]) -> Iterator[Callable[..., Guest]]:
+    """Boots a guest: boot(ip=, ip6=, append=), addresses with prefix length, the client's being number 1."""
+    require_machine()
     with contextlib.ExitStack() as stack:
-        yield lambda ip, ip6, append="": stack.enter_context(running(manifest, ip, ip6, append))
+        yield lambda ip, ip6, append="": stack.enter_context(running(IMAGE, manifest, ip, ip6, append))
     assert not [name for name in os.listdir("/run/netns") if name.startswith(f"hfimg-{os.getpid()}-")]
 
 
+@pytest.fixture(scope="module")
+def disk_boot(disk_manifest: dict[str, Any]) -> Callable[[Path], contextlib.AbstractContextManager[Guest]]:
+    """Boots the disk guest for a block: disk_boot(image); its disk is written to."""
+    require_machine()
+
+    def start(disk: Path) -> contextlib.AbstractContextManager[Guest]:
+        return running(DISK_IMAGE, disk_manifest, "10.77.0.10/24", "fd77::10/64", "", memory="256M", disk=disk)
+
+    return start
+
+
 @contextlib.contextmanager
-def running(manifest: dict[str, Any], ip: str, ip6: str, append: str) -> Iterator[Guest]:
+def running(
+    image: Path, manifest: dict[str, Any], ip: str, ip6: str, append: str, *, memory: str = "128M",
+    disk: Path | None = None,
+) -> Iterator[Guest]:
     namespace = f"hfimg-{os.getpid()}-{time.monotonic_ns() % 1000000}"
     run("ip", "netns", "add", namespace)
     try:
@@ -113,19 +141,20 @@ def running(manifest: dict[str, Any], ip: str, ip6: str, append: str) -> Iterato
         run("ip", "-n", namespace, "link", "set", "tap0", "up")
         started = time.monotonic()
         qemu = subprocess.Popen(
-            ["ip", "netns", "exec", namespace, "qemu-system-x86_64", "-machine", "q35", "-cpu", "max", "-m", "128M",
+            ["ip", "netns", "exec", namespace, "qemu-system-x86_64", "-machine", "q35", "-cpu", "max", "-m", memory,
              "-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot",
-             "-kernel", str(IMAGE / "vmlinuz"), "-initrd", str(IMAGE / "initrd.img"),
+             "-kernel", str(image / "vmlinuz"), "-initrd", str(image / "initrd.img"),
              "-append", f"{manifest['append']} {append}",
              "-netdev", "tap,id=net0,ifname=tap0,script=no,downscript=no",
-             "-device", "virtio-net-pci,netdev=net0,romfile="],
+             "-device", "virtio-net-pci,netdev=net0,romfile=",
+             *([] if disk is None else ["-drive", f"file={disk},format=raw,if=virtio"])],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )
         try:
             wait_for(qemu, b"HOLDFAST GUEST READY")
             yield Guest(namespace, ip.partition("/")[0], ip6.partition("/")[0], time.monotonic() - started)
         finally:
-            qemu.kill()
+            qemu.kill()  # for a guest with a disk: its power fails
             qemu.communicate(timeout=20)
     finally:
         run("ip", "netns", "delete", namespace)
