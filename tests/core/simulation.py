@@ -220,8 +220,9 @@ class Pair:
             self.feed(host, core.SyncDone())
 
     def loses(self, host: Host) -> None:
-        """What was spoken alone goes with it: what the other has is the latest there is."""
-        if host.running and host.free and not host.outdated:
+        """What was spoken alone goes with it, even if it fell silent before: what the other has is the latest there
+        is."""
+        if host.running and not host.outdated:
             self.other(host).outdated = False
 
     def kill_vm(self, host: Host) -> None:
