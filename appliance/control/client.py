@@ -51,8 +51,7 @@ def _connected(path: Path | str, timeout: float) -> Iterator[_Lines]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as connection:
         lines = _Lines(connection, path, time.monotonic() + timeout)
         try:
-            connection.settimeout(timeout)
-            connection.connect(str(path))
+            lines.connect()
             lines.greeted()
             yield lines
         except (TimeoutError, BlockingIOError):
@@ -76,6 +75,16 @@ class _Lines:
         self.begun = False
         """Has the service said something about the question?"""
         self._data = bytearray()
+
+    def connect(self) -> None:
+        """Connect; while more than the service takes at once want to, again and again."""
+        while True:
+            self._limit()
+            try:
+                self._connection.connect(str(self._path))
+                return
+            except BlockingIOError:
+                time.sleep(0.01)
 
     def greeted(self) -> None:
         """Wait for the greeting. Raises BadData when it is not ours."""

@@ -22,12 +22,16 @@ import msgspec
 from appliance.control.protocol import MAX_ANSWER_BYTES, MAX_REQUEST_BYTES, PROTOCOL
 from appliance.errors import BadData, HoldfastError, NoPermission, Unavailable
 from appliance.registry import Access
+from appliance.watched import watched
 
 MAX_CLIENTS = 32
 MAX_STREAMS = 16
+BACKLOG = 128  # connections that wait to be taken
 VERB_SECONDS = 30.0  # the longest that a verb may take
 WRITE_SECONDS = 5.0  # the longest that a client may leave an answer unread
 IDLE_SECONDS = 300.0  # the longest between two requests
+EACH_SECONDS = 0.005  # of all clients together, one request in this time: the event loop is there for the VMs first
+ACCEPT_SECONDS = 0.001  # between two connections, for the same reason
 
 Verb = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 Stream = Callable[[dict[str, Any]], AsyncGenerator[dict[str, Any], None]]
@@ -60,37 +64,58 @@ class ControlServer:
         self.path = path
         self._verbs, self._streams = verbs, streams or {}
         self._access, self._group = access, group
-        self._server: asyncio.Server | None = None
+        self._listener: socket.socket | None = None
+        self._accepting: asyncio.Task[None] | None = None
         self._clients: dict[asyncio.Task[None], float] = {}  # when each last did something, monotonic seconds
         self._streaming: set[asyncio.Task[None]] = set()
+        self._turn, self._next_turn = asyncio.Lock(), 0.0
 
     async def start(self) -> None:
         """Listen. Raises Unavailable (another service answers there, path unusable) or NoPermission."""
-        listener = _listen(self.path, self._group)
-        self._server = await asyncio.start_unix_server(self._accept, sock=listener, limit=MAX_REQUEST_BYTES)
+        self._listener = _listen(self.path, self._group)
+        self._accepting = watched(self._accept(self._listener), "control socket")
 
     async def close(self) -> None:
         """Stop listening, cut every client, remove the socket."""
-        if self._server is None:
+        if self._listener is None or self._accepting is None:
             return
-        self._server.close()
-        self._server = None
-        with contextlib.suppress(OSError):
-            self.path.unlink()
+        self._accepting.cancel()
         clients = list(self._clients)
         for client in clients:
             client.cancel()
-        await asyncio.gather(*clients, return_exceptions=True)
+        await asyncio.gather(self._accepting, *clients, return_exceptions=True)
+        self._listener.close()
+        self._listener = None
+        with contextlib.suppress(OSError):
+            self.path.unlink()
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, _ = await loop.sock_accept(listener)
+            except OSError as error:  # no descriptors are left: those that come may wait
+                log.warning("a control client cannot be taken: %s", error)
+                await asyncio.sleep(1.0)
+                continue
+            if len(self._clients) >= MAX_CLIENTS:
+                # The one silent longest makes room: idle connections must not lock the operator out.
+                idle = min(self._clients.keys() - self._streaming, key=lambda client: self._clients[client])
+                del self._clients[idle]
+                idle.cancel()
+            task = loop.create_task(self._serve(connection))
+            self._clients[task] = time.monotonic()
+            task.add_done_callback(lambda ended: self._clients.pop(ended, None))
+            await asyncio.sleep(ACCEPT_SECONDS)
+
+    async def _serve(self, connection: socket.socket) -> None:
+        try:
+            reader, writer = await asyncio.open_connection(sock=connection, limit=MAX_REQUEST_BYTES)
+        except BaseException:
+            connection.close()
+            raise
         task = asyncio.current_task()
         assert task is not None
-        if len(self._clients) >= MAX_CLIENTS:
-            # The one silent longest makes room: idle connections must not lock the operator out.
-            idle = min(self._clients.keys() - self._streaming, key=lambda client: self._clients[client])
-            del self._clients[idle]
-            idle.cancel()
-        self._clients[task] = time.monotonic()
         try:
             writer.transport.set_write_buffer_limits(high=0)  # `drain` waits until the client has it all
             await self._converse(task, reader, writer)
@@ -99,7 +124,6 @@ class ControlServer:
         except Exception:
             log.exception("a control client ended in an error of ours")
         finally:
-            self._clients.pop(task, None)
             writer.transport.abort()
 
     async def _converse(self, task: asyncio.Task[None], reader: asyncio.StreamReader,
@@ -118,6 +142,7 @@ class ControlServer:
                 await _send(writer, _failure(0, too_long))
                 return
             self._clients[task] = time.monotonic()
+            await self._wait_for_a_turn()
             try:
                 request = _read_request(line)
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
@@ -130,6 +155,11 @@ class ControlServer:
                 await _send(writer, await self._answer(request))
             elif not await self._stream(task, request, reader, writer):
                 return
+
+    async def _wait_for_a_turn(self) -> None:
+        async with self._turn:  # which is given in the order of asking
+            await asyncio.sleep(max(0.0, self._next_turn - time.monotonic()))
+            self._next_turn = time.monotonic() + EACH_SECONDS
 
     async def _answer(self, request: _Request) -> bytes:
         number = request.id
@@ -211,7 +241,8 @@ def _listen(path: Path, group: str) -> socket.socket:
         os.chmod(path, 0o660)  # before `listen`, so that nobody gets in while the mode is still wider
         with contextlib.suppress(KeyError):  # no such group: root alone
             os.chown(path, -1, grp.getgrnam(group).gr_gid)
-        listener.listen(MAX_CLIENTS)
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
     except HoldfastError:
         listener.close()
         raise

@@ -7,14 +7,15 @@ import gc
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from appliance.control.server import ControlServer
-from appliance.errors import Unsafe
+from appliance.errors import Unavailable, Unsafe
+from appliance.registry import Access
 
 
 class Running:
@@ -23,9 +24,12 @@ class Running:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.loop = asyncio.new_event_loop()
-        self.server = ControlServer(path, {"echo": self._echo, "refuse": self._refuse, "break": self._break,
-                                           "big": self._big, "stall": self._stall})  # fmt: skip
-        self.cancelled = 0
+        self.server = ControlServer(
+            path, {"echo": self._echo, "look": self._echo, "refuse": self._refuse, "break": self._break,
+                   "big": self._big, "stall": self._stall},
+            {"count": self._count, "wait": self._wait, "flood": self._flood, "break-off": self._break_off},
+            access=lambda verb: Access.GROUP if verb == "look" else Access.ROOT)
+        self.cancelled = self.streams = self.echoes = 0
         self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self._thread.start()
         self.run(self.server.start())
@@ -50,6 +54,7 @@ class Running:
             await asyncio.sleep(0)
 
     async def _echo(self, args: dict[str, Any]) -> dict[str, Any]:
+        self.echoes += 1
         return args
 
     async def _refuse(self, args: dict[str, Any]) -> dict[str, Any]:
@@ -67,6 +72,32 @@ class Running:
         finally:
             self.cancelled += 1
         return {}
+
+
+    async def _count(self, args: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+        for number in range(args["to"]):
+            yield {"n": number}
+
+    async def _wait(self, args: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+        self.streams += 1
+        try:
+            yield args["first"]
+            await asyncio.Event().wait()
+        finally:
+            self.streams -= 1
+
+    async def _flood(self, args: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+        self.streams += 1
+        try:
+            while True:
+                yield {"text": "x" * 100_000}
+                await asyncio.sleep(0)
+        finally:
+            self.streams -= 1
+
+    async def _break_off(self, args: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+        yield {"n": 0}
+        raise Unavailable("no more of it", "wait")
 
 
 def _open() -> set[str]:
