@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 RETRY = 2.0
-"""Seconds between two tries after a failure or a refused grant."""
+"""Seconds between two tries after a failure."""
 
 
 class Role(StrEnum):

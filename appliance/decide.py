@@ -102,6 +102,9 @@ from appliance.resync import backup_lost, count_loss, solo_hears
 from appliance.starter import who_starts
 from appliance.turn import Turn
 
+ASK_AGAIN = 0.5
+"""Seconds between two questions to the arbiter, and for which a host in doubt looks for its peer before the first: time
+to dial each link more than once, and no more, since the VM is silent meanwhile."""
 HEAD_START = 0.015
 """Seconds by which a backup asks the arbiter later than the primary may: of two that live, the primary goes on."""
 
@@ -118,7 +121,7 @@ def step(state: State, event: Event, now: float) -> tuple[State, list[Effect]]:
             _peer_silent(turn, reason)
             if doubtful and turn.state.phase is Phase.ASKING:  # look for the peer before asking for its term
                 turn.effects = [effect for effect in turn.effects if not isinstance(effect, Ask)]
-                turn.again(now + RETRY)
+                turn.again(now + ASK_AGAIN)
         case PeerSays(peer):
             turn.set(peer_up=True, peer=peer)
             if state.peer is not None and state.peer.phase is Phase.FENCED is not peer.phase:
@@ -146,10 +149,10 @@ def step(state: State, event: Event, now: float) -> tuple[State, list[Effect]]:
             granted(turn, term)
         case Refused(reason) if asks(state):
             turn.set(reason=reason)
-            turn.again(now + RETRY)
+            turn.again(now + ASK_AGAIN)
         case Revoked(reason) if state.phase in (Phase.SOLO, Phase.SYNCING) and not state.peer_up:
             turn.to(Phase.ASKING, reason, Hold(), StopSync(reason), asking_from=state.phase)
-            turn.again(now + RETRY)
+            turn.again(now + ASK_AGAIN)
         case Tick():
             _tick(turn)
         case _:
