@@ -86,6 +86,7 @@ class Backup:
 
     async def _commit(self, epoch: int, commit: Commit) -> None:
         self.replica.commit(epoch, commit)
+        self._journal.sums.epochs["received"] += 1
         inject.point("replica.received")
         if epoch == 1:
             self._journal.event("sync-done", term=self.replica.term)

@@ -105,8 +105,10 @@ class Machine:
         if not announced:
             self._journal.event("gate-open", term=term)
             self._announcer = self._spawn(self._announce())
+        self._journal.speaks()
         again, self._again = self._again, []
         self.front.send_again(again)
+        self._journal.out("again", len(again))
         self.primary.speak()
 
     def stop(self, reason: str) -> None:

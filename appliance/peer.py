@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from appliance import config as cfg
 from appliance.carrier import CarrierWatch
+from appliance.events import Events
 from appliance.link import Hello, Link
 from appliance.rhythm import Rhythm
 from appliance.stream import Receiver, Sender
@@ -53,10 +54,10 @@ class Handler(Protocol):
 
 
 class Peer:
-    """See the module. `window` bounds in bytes what is sent and not yet acknowledged."""
+    """See the module. `window` bounds in bytes what is sent and not yet acknowledged; `events` hears of the links."""
 
-    def __init__(self, config: cfg.Config, handler: Handler, window: int) -> None:
-        self._config, self._handler, self._window = config, handler, window
+    def __init__(self, config: cfg.Config, handler: Handler, window: int, events: Events | None = None) -> None:
+        self._config, self._handler, self._window, self._events = config, handler, window, events or Events()
         self.name = config.peer.name
         self._dials = config.host.name < config.peer.name
         self.links = [Link(link, config.timing, self, dials=self._dials) for link in config.link]
@@ -94,6 +95,11 @@ class Peer:
     @property
     def up(self) -> bool:
         return self._active is not None
+
+    @property
+    def last_heard(self) -> float:
+        """When the peer last said anything, on any link; monotonic seconds."""
+        return max(link.heard for link in self.links)
 
     @property
     def active_link(self) -> cfg.Link | None:
@@ -161,12 +167,14 @@ class Peer:
             link.drop("the session is over")
         else:
             log.info("link %s is up", link.name)
+            self._events.tell("link-up", link=link.name)
             if self._active is None:
                 self._active, self._fresh = link, False
                 self._handler.peer_up()
 
     def left(self, link: Link, reason: str) -> None:
         log.warning("link %s is down: %s", link.name, reason)
+        self._events.tell("link-down", link=link.name, reason=reason)
         self._clocks.pop(link.name, None)
         link.rtt = None
         if link is not self._active:

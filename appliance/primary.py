@@ -100,6 +100,7 @@ class Primary:
         self.epoch = 0
         self.committed = 0
         self._released = 0
+        self._output_at = 0.0
         self.sync: dict[str, Any] | None = None
         self.throttled = 0
         self.replay = ReplayFeed(front.inbound, peer, vm_id, vm.limits.replay_log)
@@ -141,7 +142,7 @@ class Primary:
         gate = self._front.gate
         try:
             while True:
-                await gate.release(gate.mark())
+                self._journal.out("solo", await gate.release(gate.mark()))
                 await gate.output()
         except HoldfastError as error:  # the VM is mute, but it lives: once protected it can move to the backup
             log.error("%s: output cannot leave this host: %s", self._name, error)
@@ -294,7 +295,7 @@ class Primary:
         mark, consumed = marks[0]
         self.epoch = epoch
         self.replay.epoch(epoch)
-        record = self._journal.epoch(term, epoch, snapshot)
+        record = self._journal.epoch(term, epoch, snapshot, mark.seq, self._output_at)
         self._flights.append(_Flight(epoch, mark, snapshot.size, record))
         self._flight_bytes += snapshot.size
         output = encode_frames(self._front.outbound.take(mark.seq))
@@ -302,6 +303,7 @@ class Primary:
             if not await self._peer.room():
                 return None
             self._peer.send(message)
+        record.sent_at = time.monotonic()
         inject.point("epoch.sent")
         return snapshot
 
@@ -325,14 +327,15 @@ class Primary:
             self._acked.clear()
             await self._acked.wait()
         await self._sleep_until(self._pace.earliest(last.stopped, last.resumed), stopping)
-        latest = self._pace.latest(last.stopped, last.resumed)
-        if self._pace.adaptive and not paused and not stopping.is_set():
+        latest, self._output_at = self._pace.latest(last.stopped, last.resumed), last.resumed
+        if self._pace.adaptive and not paused and not stopping.is_set() and not gate.pending():
             delay = latest - time.monotonic()
             if delay > 0:
                 ends = [asyncio.ensure_future(end) for end in (gate.output(), self._leaving.wait())]
                 await asyncio.wait(ends, timeout=delay, return_when=asyncio.FIRST_COMPLETED)
                 for end in ends:
                     end.cancel()
+                self._output_at = time.monotonic()
 
     async def _sleep_until(self, moment: float, stopping: asyncio.Event) -> None:
         delay = moment - time.monotonic()
@@ -350,7 +353,7 @@ class Primary:
         while self._flights and self._flights[0].epoch <= epoch:
             flight = self._flights.popleft()
             self._flight_bytes -= flight.size
-            flight.record.acked_at = now
+            self._journal.acked(flight.record, now)
             self._release_to = flight.mark
         self.committed = epoch
         self._acked.set()
@@ -378,9 +381,10 @@ class Primary:
                 if self._release_to is not None:
                     epoch = self.committed
                     inject.point("epoch.acked")
-                    await self._front.gate.release(self._release_to)
+                    self._journal.out("commit", await self._front.gate.release(self._release_to))
                     inject.point("epoch.released")
                     self._released = epoch
+                    self._journal.released(epoch, time.monotonic())
                     self._out.set()
         except (HoldfastError, inject.Injected) as error:  # the backup has all that was to go out: it can speak
             log.error("%s: output cannot leave this host: %s", self._name, error)

@@ -19,6 +19,8 @@ from appliance.arbiter.grants import Answer
 from appliance.core import Peer as PeerView
 from appliance.core import Phase, Role
 from appliance.decide import step
+from appliance.events import Events
+from appliance.history.course import cause
 from appliance.journal import Journal
 from appliance.machine import Machine
 from appliance.moves import asks
@@ -49,7 +51,8 @@ class Told(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Protection:
     """See the module."""
 
-    def __init__(self, name: str, vm: cfg.Vm, config: cfg.Config, peer: Peer, arbiter: Arbiter) -> None:
+    def __init__(self, name: str, vm: cfg.Vm, config: cfg.Config, peer: Peer, arbiter: Arbiter,
+                 events: Events | None = None) -> None:
         self.name, self.id, self._config = name, vm_id(name), config
         self._peer, self._arbiter = peer, arbiter
         self._store = TermStore(config.host.state_dir, name)
@@ -58,7 +61,7 @@ class Protection:
         self.state = core.State(config.host.name, vm.home == config.host.name, reign.term, reign.role,
                                 Phase.FENCED if fenced else Phase.WAITING, highest=reign.term,
                                 backoff=config.timing.backoff)
-        self.journal = Journal(name)
+        self.journal = Journal(name, events)
         self.machine = Machine(name, vm, config, peer, self.journal, self.post)
         self._events: deque[core.Event] = deque()
         self._stepping = False
@@ -67,6 +70,7 @@ class Protection:
         self._tasks: set[asyncio.Task[None]] = set()
         self.arbiter_answer: Answer | None = None
         """The last one to a renewal; None when there was none."""
+        self._refusal = ""
         self._unsettled = True
         """The arbiter may have granted this host what it did not use: an answer was lost, or a former life's was."""
 
@@ -102,8 +106,9 @@ class Protection:
                 before, now = self.state, time.monotonic()
                 self.state, effects = step(before, self._events.popleft(), now)
                 if self.state.phase is not before.phase:
-                    self.journal.event(self.state.phase, was=before.phase, term=self.state.term,
-                                       reason=self.state.reason)
+                    self.journal.event(self.state.phase, was=before.phase, role=self.state.role, term=self.state.term,
+                                       reason=self.state.reason, cause=cause(self.state, effects),
+                                       planned=self.state.needs_word)
                 for effect in effects:
                     self._perform(effect)
         finally:
@@ -169,6 +174,9 @@ class Protection:
     async def _ask(self, term: int) -> None:
         self._unsettled = True
         answer = await self._arbiter.ask(self.name, term)
+        if answer.granted or answer.reason != self._refusal:  # refused every RETRY seconds, told once
+            self.journal.event("granted" if answer.granted else "refused", term=term, reason=answer.reason)
+        self._refusal = "" if answer.granted else answer.reason
         self.post(core.Granted(term) if answer.granted else core.Refused(answer.reason))
 
     async def _force(self, term: int) -> None:
@@ -210,7 +218,8 @@ class Protection:
         self.post(core.PeerUp())
 
     def peer_down(self, reason: str, doubtful: bool, speaks_until: float) -> None:
-        self.journal.event("peer-down", reason=reason, doubtful=doubtful)
+        silent = round((time.monotonic() - self._peer.last_heard) * 1e3, 1)
+        self.journal.event("peer-down", reason=reason, doubtful=doubtful, silent_ms=silent)
         self.post(core.PeerDown(reason, doubtful, speaks_until))
 
     def peer_heard(self, until: float) -> None:
@@ -235,16 +244,25 @@ class Protection:
 
     # --- status ---
 
+    def brief(self) -> dict[str, Any]:
+        """Where this VM stands, in few words."""
+        state = self.state
+        return {"role": state.role, "phase": state.phase, "reason": state.reason, "term": state.term,
+                "epoch": self.epoch, "paused": state.paused}
+
+    @property
+    def epoch(self) -> int:
+        """The last one taken here, or received whole."""
+        primary, backup = self.machine.primary, self.machine.backup
+        return primary.epoch if primary else backup.replica.epoch if backup else 0
+
     def status(self) -> dict[str, Any]:
         """One VM of the status reply; see docs for the fields."""
         machine = self.machine
         primary, backup, front, qemu = machine.primary, machine.backup, machine.front, machine.qemu
-        epoch = primary.epoch if primary else backup.replica.epoch if backup else 0
         return {
-            "role": self.state.role, "phase": self.state.phase, "reason": self.state.reason,
-            "term": self.state.term, "epoch": epoch, "committed": primary.committed if primary else epoch,
-            "grant": msgspec.to_builtins(self.arbiter_answer),
-            "paused": self.state.paused, "conditions": msgspec.to_builtins(self.state.conditions),
+            **self.brief(), "committed": primary.committed if primary else self.epoch,
+            "grant": msgspec.to_builtins(self.arbiter_answer), "conditions": msgspec.to_builtins(self.state.conditions),
             "qemu_pid": qemu.pid if qemu else None,
             "qemu": {"version": qemu.version, "accel": qemu.accel.name,
                      "accel_reason": qemu.accel.reason} if qemu else None,

@@ -21,11 +21,13 @@ from appliance.arbiter.arbiter import make as make_arbiter
 from appliance.arbiter.watch import ArbiterWatch
 from appliance.control.server import ControlServer
 from appliance.detour import Detours
+from appliance.events import Event, Events
 from appliance.exits import Exit
 from appliance.firewall import Firewall
 from appliance.health.health import Health
 from appliance.health.machines import Guest
 from appliance.health.report import Report
+from appliance.history.history import History
 from appliance.offer import Stock
 from appliance.orders import Orders
 from appliance.outlook import Outlook
@@ -50,10 +52,13 @@ class Service:
     def __init__(self, config: cfg.Config) -> None:
         self._config = config
         window = sum(vm.limits.in_flight for vm in config.vm.values())
-        self.peer = Peer(config, self, window)
+        self.events = Events()
+        self.peer = Peer(config, self, window, self.events)
         self._arbiter = make_arbiter(config.arbiter, config.host.name, config.peer.name)
         self._arbiter_watch = ArbiterWatch(self._arbiter)
-        self.vms = {name: Protection(name, vm, config, self.peer, self._arbiter) for name, vm in config.vm.items()}
+        self.vms = {name: Protection(name, vm, config, self.peer, self._arbiter, self.events)
+                    for name, vm in config.vm.items()}
+        self._history = History(config.host.name, config.peer.name, self.vms, config.host.state_dir, self.events)
         self._firewall = Firewall(config, self._open_fronts)
         self._by_id = {vm_id(name): vm for name, vm in self.vms.items()}
         self._outlook = Outlook(self.peer, self.vms, config.vm, lambda: self._health.fitness().condition(),
@@ -62,10 +67,10 @@ class Service:
         self._health = Health(config, self.peer.links, self._guests, self._outlook.changed)
         self._report = Report(config.host.name, config.peer.name, self._health)
         verbs = Verbs(config.host.name, config.peer.name, self.vms, self._outlook.drained)
-        table = {**verbs.table(), "health": self._report.verb}
+        table = {**verbs.table(), "health": self._report.verb, "history": self._history.verb}
         self._detours = Detours(config, self.peer, self.vms)
         self._orders = Orders(self.peer, {**table, "detour": self._detours.verb})
-        verbs.orders = self._report.orders = self._detours.orders = self._orders
+        verbs.orders = self._report.orders = self._detours.orders = self._history.orders = self._orders
         own = {"status": self._status, "epochs": self._epochs}
         self._control = ControlServer(config.control_path, {**own, **table}, access=registry.access,
                                       group=config.host.group)
@@ -92,6 +97,7 @@ class Service:
             loop.add_signal_handler(number, stop.set)
         try:
             await self._firewall.start()  # before there is anything to let through
+            await self._history.load()
             for vm in self.vms.values():
                 await vm.start()
             await self._detours.start()
@@ -100,15 +106,17 @@ class Service:
             looking = [watched(self._outlook.run(), "outlook"), watched(self._health.run(), "health"),
                        watched(self._arbiter_watch.run(), "arbiter"), watched(self._stock.run(), "capacity"),
                        watched(self._detours.run(), "detours"),
-                       watched(self._report.run(), "report")]
+                       watched(self._report.run(), "report"), watched(self._history.run(), "history")]
             gc.freeze()  # what lives as long as the service need not be looked at by each collection
             log.info("host %s is ready, its peer is %s", self._config.host.name, self._config.peer.name)
+            self.events.tell("ready", host=self._config.host.name, peer=self._config.peer.name)
             if ready_fd is not None:
                 with contextlib.suppress(OSError):
                     os.write(ready_fd, b"ready\n")
                 os.close(ready_fd)
             await stop.wait()
             log.info("stopping")
+            self.events.tell("stopping")
             for task in looking:
                 task.cancel()
             await self._give_away()
@@ -119,6 +127,7 @@ class Service:
             for vm in self.vms.values():
                 await vm.close()
             await self._detours.close()
+            await self._history.close()
             await self._orders.close()
             await self.peer.close()
             await self._control.close()
@@ -148,6 +157,17 @@ class Service:
         for vm in self.vms.values():
             with contextlib.suppress(TimeoutError):
                 await vm.until(lambda state: state.phase not in (core.Phase.HANDOVER, core.Phase.HANDED), GIVE_AWAY)
+
+    def state(self) -> Iterator[Event]:
+        """What is so now, for who begins to listen to events."""
+        peer = self.peer.status()
+        yield {"what": "host", "host": self._config.host.name, "condition": msgspec.to_builtins(self._outlook.here)}
+        yield {"what": "peer", "peer": peer["name"], "state": peer["state"]}
+        for link in peer["links"]:
+            yield {"what": "link", "link": link["name"], **{key: link[key] for key in ("state", "active", "reason")}}
+        yield {"what": "arbiter", **self._arbiter_watch.status()}
+        for vm in self.vms.values():
+            yield {"what": "vm", "vm": vm.name, **vm.brief()}
 
     # --- what the peer reports ---
 

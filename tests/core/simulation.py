@@ -105,10 +105,15 @@ class Pair:
         if host.asleep:
             host.missed.append(event)
             return
-        host.state, effects = step(host.state, event, self.now)
-        for effect in effects:
+        for effect in self.decide(host, event):
             self.perform(host, effect)
         self.check()
+
+    def decide(self, host: Host, event: core.Event) -> list[core.Effect]:
+        """The core's own step."""
+        assert host.state is not None
+        host.state, effects = step(host.state, event, self.now)
+        return effects
 
     def perform(self, host: Host, effect: core.Effect) -> None:
         match effect:

@@ -63,7 +63,7 @@ def test_epochs_are_recorded_completed_and_bounded() -> None:
         record = journal.epoch(3, number, snapshot(number % 50))
         if number % 2:
             record.acked_at = record.stopped_at + 0.010
-    assert journal.checkpoints == EPOCHS + 10 and len(journal.epochs) == EPOCHS
+    assert journal.sums.epochs["taken"] == EPOCHS + 10 and len(journal.epochs) == EPOCHS
     summary = journal.summary()
     assert summary["pause_ms"]["last"] == summary["pause_ms"]["max"] == pytest.approx(4.0, abs=0.01)
     assert summary["commit_ms"]["p50"] == pytest.approx(10.0, abs=0.01)
