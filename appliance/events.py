@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from typing import Any
 
 log = logging.getLogger("holdfast.events")
@@ -86,7 +86,7 @@ class Events:
         self._subscriptions.add(subscription)
         return subscription
 
-    async def stream(self, dump: Dump, *, vm: str = "", live: bool = True) -> AsyncIterator[Event]:
+    async def stream(self, dump: Dump, *, vm: str = "", live: bool = True) -> AsyncGenerator[Event, None]:
         """What is so now, as `dump` tells it, a marker, then what happens; without `live` it ends at the marker.
 
         With `vm` nothing that is about another VM. A reader that fell behind hears how many events it lost, and then

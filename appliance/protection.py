@@ -230,6 +230,9 @@ class Protection:
         """A message about this VM, in order. Raises WireError when it makes no sense."""
         if message.type is Type.STATE:
             told = understood(decode_pieces(message), Told, "a state")
+            was = self.state.peer.phase if self.state.peer is not None else None
+            if told.phase is not was:
+                self.journal.event("peer-phase", phase=told.phase, was=was, role=told.role, term=told.term)
             self.post(core.PeerSays(PeerView(told.phase, told.term, told.last, told.role, told.home, told.settled,
                                              told.copy)))
         elif message.type is Type.INBOUND:
@@ -246,9 +249,10 @@ class Protection:
 
     def brief(self) -> dict[str, Any]:
         """Where this VM stands, in few words."""
-        state = self.state
+        state, peer = self.state, self.state.peer
+        there = {"phase": peer.phase, "role": peer.role, "term": peer.term} if peer is not None else None
         return {"role": state.role, "phase": state.phase, "reason": state.reason, "term": state.term,
-                "epoch": self.epoch, "paused": state.paused}
+                "epoch": self.epoch, "paused": state.paused, "peer": there}
 
     @property
     def epoch(self) -> int:

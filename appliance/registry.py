@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 SOURCES = (
     "appliance.cli.status",
     "appliance.cli.health",
+    "appliance.cli.history",
     "appliance.cli.moving",
     "appliance.cli.protecting",
     "appliance.cli.running",

@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
 import msgspec
@@ -72,8 +72,8 @@ class Service:
         self._orders = Orders(self.peer, {**table, "detour": self._detours.verb})
         verbs.orders = self._report.orders = self._detours.orders = self._history.orders = self._orders
         own = {"status": self._status, "epochs": self._epochs}
-        self._control = ControlServer(config.control_path, {**own, **table}, access=registry.access,
-                                      group=config.host.group)
+        self._control = ControlServer(config.control_path, {**own, **table}, {"events": self._events_verb},
+                                      registry.access, config.host.group)
 
     async def run(self, ready_fd: int | None = None) -> int:
         """Run until SIGTERM or SIGINT, or until a defect shows; returns an exit code.
@@ -209,6 +209,13 @@ class Service:
                 "vms": {name: {**vm.status(), "capacity": msgspec.to_builtins(self._outlook.problems.get(name, [])),
                                "detour": self._detours.status(name)}
                         for name, vm in self.vms.items()}}
+
+    async def _events_verb(self, arguments: dict[str, Any]) -> AsyncGenerator[Event, None]:
+        """What is so, then what happens; with `now` only what is so; with `vm` nothing about others."""
+        stream = self.events.stream(self.state, vm=str(arguments.get("vm") or ""), live=not arguments.get("now"))
+        async with contextlib.aclosing(stream):
+            async for event in stream:
+                yield event
 
     async def _epochs(self, arguments: dict[str, Any]) -> dict[str, Any]:
         return {"schema": "holdfast.epochs/1",

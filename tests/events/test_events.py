@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
@@ -17,7 +17,7 @@ def dump() -> list[dict[str, Any]]:
             {"what": "vm", "vm": "db1", "phase": "standby"}]
 
 
-async def some(stream: AsyncIterator[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+async def some(stream: AsyncGenerator[dict[str, Any], None], count: int) -> list[dict[str, Any]]:
     async with asyncio.timeout(10):
         return [await anext(stream) for _ in range(count)]
 
@@ -35,7 +35,7 @@ def test_what_is_so_then_a_marker_then_what_happens() -> None:
         first, second = await some(stream, 2)
         assert (first["seq"], first["event"], first["vm"], first["term"]) == (2, "protected", "web1", 0)
         assert second["seq"] == 3 and "vm" not in second and second["reason"] == "", "zeros and nothings are told"
-        await stream.aclose()  # type: ignore[attr-defined]
+        await stream.aclose()
         assert not events._subscriptions
 
     asyncio.run(live())
