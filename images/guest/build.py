@@ -19,7 +19,7 @@ from images.initramfs import Tree, modules
 from images.packages import BuildError, run
 
 HERE = Path(__file__).resolve().parent
-MODULES = ("virtio_pci", "virtio_net")
+MODULES = ("virtio_pci", "virtio_net", "virtio_blk")
 APPLETS = ("cat", "echo", "httpd", "insmod", "ip", "mount", "sh")
 LIBRARY_DIRS = ("lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu")
 

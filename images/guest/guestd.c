@@ -7,6 +7,10 @@
  *             dirty PAGES [PERIOD_MS]   write to PAGES pages (4 KiB each), all of them once per period
  *                                       (default 10 ms); 0 stops it             -> "ok PAGES PERIOD_MS"
  *             status                                                            -> "dirty PAGES PERIOD_MS PASSES"
+ *             write DISK OFFSET LENGTH SEED     put the pattern of SEED there, on disk DISK (0 is /dev/vda)
+ *             check DISK OFFSET LENGTH SEED     is it there? The pattern of seed 0 is zeros
+ *             zero DISK OFFSET LENGTH | trim DISK OFFSET LENGTH
+ *                                       -> "ok" when the disk has done it and flushed, "differs at BYTE", "error ..."
  *           anything else                                                       -> "error ..."
  *
  * It is process 1, and says HOLDFAST GUEST READY once redis and httpd answer.
@@ -15,6 +19,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/fs.h>
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <signal.h>
@@ -23,6 +28,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
@@ -32,6 +38,7 @@
 
 enum { ECHO_PORT = 7, CONTROL_PORT = 9, REDIS_PORT = 6379, HTTP_PORT = 80 };
 enum { MAX_CONNECTIONS = 1024, BUFFER = 16384, PAGE = 4096, MAX_PAGES = 1 << 20 };
+enum { SECTOR = 512, MOST_DISK_BYTES = 64 << 20 };
 enum { ECHO_LISTENER, CONTROL_LISTENER, FIRST_CLIENT };
 
 struct connection {
@@ -153,8 +160,79 @@ static void answer(int fd, const char *format, ...)
 		return;
 }
 
+/* A block of words that no other seed and place gives: splitmix64. */
+static void fill(uint64_t *words, size_t count, uint64_t seed, uint64_t first)
+{
+	for (size_t i = 0; i < count; i++) {
+		uint64_t z = seed * 0x9e3779b97f4a7c15 + (first + i) * 0xbf58476d1ce4e5b9;
+
+		z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
+		z = (z ^ z >> 27) * 0x94d049bb133111eb;
+		words[i] = seed ? z ^ z >> 31 : 0;
+	}
+}
+
+/* What a disk command does; returns what to answer. Past the page cache: it is the disk that is asked. */
+static const char *use_disk(const char *verb, long disk, uint64_t offset, uint64_t length, uint64_t seed, char *room)
+{
+	char path[] = { '/', 'd', 'e', 'v', '/', 'v', 'd', 'a' + disk, 0 };
+	uint64_t range[] = { offset, length };
+	int fd = open(path, O_RDWR | O_DIRECT | O_CLOEXEC);
+	uint64_t *wanted, *found;
+
+	if (fd < 0)
+		return strerror(errno);
+	if (!strcmp(verb, "zero"))
+		return ioctl(fd, BLKZEROOUT, range) || fsync(fd) ? strerror(errno) : NULL;
+	if (!strcmp(verb, "trim"))
+		return ioctl(fd, BLKDISCARD, range) || fsync(fd) ? strerror(errno) : NULL;
+	if (posix_memalign((void **)&wanted, PAGE, length) || posix_memalign((void **)&found, PAGE, length))
+		return "no memory";
+	fill(wanted, length / sizeof(*wanted), seed, offset / sizeof(*wanted));
+	if (!strcmp(verb, "write"))
+		return pwrite(fd, wanted, length, offset) != (ssize_t)length || fsync(fd) ? strerror(errno) : NULL;
+	if (pread(fd, found, length, offset) != (ssize_t)length)
+		return strerror(errno);
+	for (size_t i = 0; i < length / sizeof(*found); i++)
+		if (found[i] != wanted[i]) {
+			sprintf(room, "differs at %llu", (unsigned long long)(offset + i * sizeof(*found)));
+			return room;
+		}
+	return NULL;
+}
+
+/* In a process of its own: a disk that does not answer must not silence the rest. */
+static void obey_disk(int fd, const char *verb, long disk, uint64_t offset, uint64_t length, uint64_t seed)
+{
+	char room[64];
+	const char *wrong;
+	int data = !strcmp(verb, "write") || !strcmp(verb, "check");
+
+	if (disk < 0 || disk > 15 || !length || (offset | length) % SECTOR || (data && length > MOST_DISK_BYTES)) {
+		answer(fd, "error DISK (0 to 15) OFFSET LENGTH (sectors, 64 MiB of data) SEED\n");
+		return;
+	}
+	switch (fork()) {
+	case -1:
+		answer(fd, "error %s\n", strerror(errno));
+		return;
+	case 0:
+		prctl(PR_SET_NAME, "disk");
+		wrong = use_disk(verb, disk, offset, length, seed, room);
+		if (!wrong)
+			answer(fd, "ok\n");
+		else
+			answer(fd, "%s%s\n", wrong == room ? "" : "error ", wrong);
+		_exit(0);
+	}
+}
+
 static void obey(int fd, const char *line)
 {
+	unsigned long long offset, length, seed = 0;
+	char verb[6];
+	long disk;
+
 	long pages, period_ms = 10;
 
 	if (sscanf(line, "dirty %ld %ld", &pages, &period_ms) >= 1) {
@@ -167,8 +245,11 @@ static void obey(int fd, const char *line)
 	} else if (!strcmp(line, "status")) {
 		answer(fd, "dirty %ld %ld %llu\n", dirtier.pages, dirtier.period_ms,
 		       (unsigned long long)*dirtier.passes);
+	} else if (sscanf(line, "%5s %ld %llu %llu %llu", verb, &disk, &offset, &length, &seed) >= 4 &&
+		   (!strcmp(verb, "write") || !strcmp(verb, "check") || !strcmp(verb, "zero") || !strcmp(verb, "trim"))) {
+		obey_disk(fd, verb, disk, offset, length, seed);
 	} else {
-		answer(fd, "error dirty PAGES [PERIOD_MS] | status\n");
+		answer(fd, "error dirty PAGES [PERIOD_MS] | status | write, check, zero, trim DISK OFFSET LENGTH [SEED]\n");
 	}
 }
 
