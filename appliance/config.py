@@ -19,6 +19,8 @@ import msgspec
 from appliance import toml_tree
 from appliance.arbiter import settings as arbiter
 from appliance.arbiter.settings import Arbiter
+from appliance.disk_settings import Disk
+from appliance.disk_settings import faults as disk_faults
 from appliance.health import settings as health_settings
 from appliance.health.settings import Health
 from appliance.settings import Address, Bytes, FilePath, Mac, Seconds, Section, marks, plain, says
@@ -96,10 +98,11 @@ class Limits(Section, frozen=True, kw_only=True):
     held: Annotated[Bytes, says("output held at the gate")] = 64 * MIB
     in_flight: Annotated[Bytes, says("epochs sent and not yet acknowledged")] = 128 * MIB
     replay_log: Annotated[Bytes, says("received frames kept for replay")] = 4 * MIB
+    disk: Annotated[Bytes, says("what it writes to its disks in one epoch")] = 64 * MIB
 
 
 class Vm(Section, frozen=True, kw_only=True):
-    """[vm.NAME]: a protected VM; both hosts hold the same text."""
+    """[vm.NAME]: a protected VM; both hosts hold the same text. [[vm.NAME.disk]]: its disks."""
 
     home: Annotated[str, says("the host that starts it when neither remembers more")]
     memory: Annotated[Bytes, says("its RAM, in whole MiB")]
@@ -118,6 +121,7 @@ class Vm(Section, frozen=True, kw_only=True):
         says("how pages that changed are found; auto: uffd-wp where the kernel has it")] = "auto"
     epoch: Epoch = Epoch()
     limits: Limits = Limits()
+    disk: tuple[Disk, ...] = ()
 
 
 class Config(Section, frozen=True, kw_only=True):
@@ -184,7 +188,7 @@ def _section(tree: Tree, key: Key, kind: type[S], *, optional: bool = False) -> 
         return msgspec.convert(_prepare(tree, key, raw, kind), kind)
     except msgspec.ValidationError as exc:
         reason, _, path = str(exc).partition(" - at `$")
-        names = tuple(re.findall(r"\w+", path))
+        names = tuple(int(part) if part.isdigit() else part for part in re.findall(r"\w+", path))
         missing = re.match(r"Object missing required field `(.*)`", reason)
         if missing:
             raise tree.error((*key, *names), f"the key {missing.group(1)} is missing", "add it") from None
@@ -203,6 +207,10 @@ def _prepare(tree: Tree, at: Key, raw: object, kind: type[Section]) -> dict[str,
 def _value(tree: Tree, key: Key, value: Any, kind: Any) -> Any:
     if isinstance(kind, type) and issubclass(kind, Section):
         return _prepare(tree, key, value, kind)
+    if typing.get_origin(kind) is tuple and typing.get_args(kind)[0] is Disk:
+        if not isinstance(value, list):
+            raise tree.error(key, "must be a list of tables", f"write each as a [[{toml_tree.show(key)}]] table")
+        return [_prepare(tree, (*key, number), item, Disk) for number, item in enumerate(value)]
     parser, kind = _parser(kind), plain(kind)
     if typing.get_origin(kind) is Literal and value not in typing.get_args(kind):
         raise tree.error(key, f"{value!r} is unknown", f"choose from {', '.join(typing.get_args(kind))}")
@@ -272,6 +280,8 @@ def _faults(config: Config) -> Iterator[Fault]:
     for name, vm in config.vm.items():
         for key, reason, hint in _vm_faults(config, name, vm):
             yield ("vm", name, *key), reason, hint
+    for key, reason, hint in disk_faults({name: vm.disk for name, vm in config.vm.items()}):
+        yield ("vm", *key), reason, hint
 
 
 def _link_faults(config: Config) -> Iterator[Fault]:
@@ -316,7 +326,7 @@ def _vm_faults(config: Config, name: str, vm: Vm) -> Iterator[Fault]:
         yield ("ip",), "has an address twice or more than 64", "keep each once"
     yield from _file_faults(vm)
     yield from _epoch_faults(vm.epoch)
-    for field in ("held", "in_flight", "replay_log"):
+    for field in ("held", "in_flight", "replay_log", "disk"):
         if getattr(vm.limits, field) < 256 * 1024:
             yield ("limits", field), "is less than 256KiB", "a few whole frames must fit"
 

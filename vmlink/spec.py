@@ -10,9 +10,11 @@ import hashlib
 import os
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from vmlink.disk import spec as disk_spec
+from vmlink.disk.spec import DiskSpec
 from vmlink.errors import VmError
 
 _MIB = 1 << 20
@@ -22,7 +24,7 @@ _MAC = re.compile(r"[0-9a-f][02468ace](:[0-9a-f]{2}){5}", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class VmSpec:
-    """One VM. `accel` is auto, kvm or tcg; `extra_args` go to QEMU as they are.
+    """One VM. `accel` is auto, kvm or tcg; `extra_args` go to QEMU as they are; the guest sees `disks` in this order.
 
     Everything but the paths has to be equal on both hosts.
     """
@@ -37,6 +39,7 @@ class VmSpec:
     qemu: str = "qemu-system-x86_64"
     accel: str = "auto"
     extra_args: tuple[str, ...] = ()
+    disks: tuple[DiskSpec, ...] = ()
 
     def check(self) -> None:
         """Raises VmError for the first thing that cannot work."""
@@ -55,6 +58,8 @@ class VmSpec:
         for what, path in (("kernel", self.kernel), ("initrd", self.initrd)):
             if path is not None:
                 _check_file(self.name, what, path)
+        for disk in self.disks:
+            disk.check()
 
     def binary(self) -> str:
         """The path of the QEMU to run. Raises VmError when there is none."""
@@ -75,8 +80,8 @@ class Inherited:
     console: int
 
 
-def arguments(spec: VmSpec, accel: str, fds: Inherited, *, incoming: bool) -> list[str]:
-    """QEMU's arguments, without the program's own name."""
+def arguments(spec: VmSpec, accel: str, fds: Inherited, *, incoming: bool, disk_server: str = "") -> list[str]:
+    """QEMU's arguments, without the program's own name. `disk_server`: where it finds its disks' other half."""
     words = [
         "-name", f"guest={spec.name},debug-threads=on",
         "-nodefaults", "-no-user-config", "-vga", "none", "-display", "none", "-parallel", "none",
@@ -105,6 +110,8 @@ def arguments(spec: VmSpec, accel: str, fds: Inherited, *, incoming: bool) -> li
         "-device", f"virtio-net-pci,netdev=net0,mac={spec.mac},romfile=",
         "-device", "virtio-rng-pci",
     ]
+    for disk in spec.disks:
+        words += disk_spec.arguments(disk, disk_server)
     if spec.kernel is not None:
         words += ["-kernel", str(spec.kernel), "-append", spec.append]
         if spec.initrd is not None:
@@ -115,11 +122,13 @@ def arguments(spec: VmSpec, accel: str, fds: Inherited, *, incoming: bool) -> li
 
 
 def fingerprint(spec: VmSpec, accel: str, version: str) -> str:
-    """Hex digest of what must be equal on both hosts: QEMU version, machine, content of kernel and initrd.
+    """Hex digest of what must be equal on both hosts: QEMU version, machine, content of kernel and initrd, and what
+    the disks are called. Where their images are is each host's own affair.
 
     Blocks while it reads the files (about 0.1 s): call it in a worker thread.
     """
-    same = arguments(spec, accel, Inherited(3, 4, 5, 6), incoming=True)
+    nowhere = tuple(replace(disk, path=Path("/")) for disk in spec.disks)
+    same = arguments(replace(spec, disks=nowhere), accel, Inherited(3, 4, 5, 6), incoming=True)
     digest = hashlib.sha256(version.encode())
     for word in same:
         if word not in (str(spec.kernel), str(spec.initrd)):

@@ -62,6 +62,11 @@ FAULTS = {
     "syntax": ('length = "10ms"', "length = 10ms", 17, "", "statement", "quotes"),
     "twice in a file": ('length = "10ms"', 'length = "10ms"\nlength = "11ms"', 18, "", "overwrite", "toml.io"),
     "twice in two files": ("[vm.web1.epoch]", '[host]\nname = "x"\n[vm.web1.epoch]', 17, "host.name", "already", "one"),
+    "disk without path": ("[vm.web1.epoch]", '[[vm.web1.disk]]\nname = "data"\n[vm.web1.epoch]', 16, "vm.web1.disk[0]",
+                          "path is missing", "add"),
+    "disk as value": ('home = "alpha"', 'home = "alpha"\ndisk = 3', 3, "vm.web1.disk", "list of tables", "[[vm.web1"),
+    "unknown key of a disk": ("[vm.web1.epoch]", '[[vm.web1.disk]]\npaht = "data"\n[vm.web1.epoch]', 17,
+                              "vm.web1.disk[0].paht", "unknown key", "did you mean path"),
     "tiny limit": ('"1GiB"', '"10KiB"', 20, "vm.web1.limits.held", "256KiB", "frames"),
 }
 
@@ -156,3 +161,63 @@ def test_check_config_tells_people_and_programs(
     assert main(["check-config", "-j", str(directory)]) == 78
     answer = capsys.readouterr().out
     assert '"code": "config"' in answer and '"line": 9' in answer
+
+
+# --- disks ---
+
+DISK = """
+[[vm.web1.disk]]
+name = "system"
+path = "system.img"
+
+[[vm.web1.disk]]
+name = "data"
+path = "data.img"
+format = "qcow2"
+size = "8GiB"
+"""
+
+
+def with_disks(directory: Path, text: str = DISK) -> Path:
+    (directory / "20-vm.toml").write_text((directory / "20-vm.toml").read_text() + text)
+    return directory
+
+
+def test_disks_come_in_their_order(directory: Path) -> None:
+    system, data = config.load(with_disks(directory)).vm["web1"].disk
+    assert (system.name, system.path, system.format, system.size) == ("system", directory / "system.img", "raw", 0)
+    assert (data.name, data.path, data.format, data.size) == ("data", directory / "data.img", "qcow2", 8 << 30)
+
+
+@pytest.mark.parametrize(("old", "new", "key", "cause"), [
+    ('name = "data"', 'name = "system"', "vm.web1.disk[1].name", "another disk's name"),
+    ('name = "data"', 'name = "Data"', "vm.web1.disk[1].name", "no disk name"),
+    ('name = "data"', f'name = "{"d" * 17}"', "vm.web1.disk[1].name", "no disk name"),
+    ('size = "8GiB"', 'size = "1000B"', "vm.web1.disk[1].size", "no disk size"),
+    ('path = "data.img"', 'path = "system.img"', "vm.web1.disk[1].path", "is disk system of VM web1 already"),
+    ('path = "data.img"', 'path = "./x/../system.img"', "vm.web1.disk[1].path", "is disk system of VM web1 already"),
+    ('path = "data.img"', 'path = "same.img"', "vm.web1.disk[1].path", "is disk system of VM web1 already"),
+    ('path = "data.img"', 'path = "linked.img"', "vm.web1.disk[1].path", "is disk system of VM web1 already"),
+])
+def test_a_fault_of_a_disk_names_it(directory: Path, old: str, new: str, key: str, cause: str) -> None:
+    (directory / "system.img").write_bytes(bytes(512))
+    (directory / "same.img").hardlink_to(directory / "system.img")
+    (directory / "linked.img").symlink_to("system.img")
+    with pytest.raises(ConfigError, match=re.escape(cause)) as caught:
+        config.load(with_disks(directory, DISK.replace(old, new)))
+    assert caught.value.key == key and caught.value.hint and caught.value.line
+
+
+def test_two_vms_cannot_have_one_image(directory: Path) -> None:
+    other = (directory / "20-vm.toml").read_text().partition("[vm.web1.epoch]")[0]
+    other = other.replace("web1", "web2").replace("00:10", "00:20").replace("10.77.0.10", "10.77.0.20")
+    (directory / "30-vm.toml").write_text(other.replace("fd77::10", "fd77::20") + DISK.replace("web1", "web2"))
+    with pytest.raises(ConfigError, match=re.escape("is disk system of VM web1 already")) as caught:
+        config.load(with_disks(directory))
+    assert caught.value.key == "vm.web2.disk[0].path" and caught.value.file == str(directory / "30-vm.toml")
+
+
+def test_too_many_disks(directory: Path) -> None:
+    text = "".join(f'[[vm.web1.disk]]\nname = "d{number}"\npath = "d{number}"\n' for number in range(17))
+    with pytest.raises(ConfigError, match="17 disks"):
+        config.load(with_disks(directory, text))

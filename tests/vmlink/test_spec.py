@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.vmlink.machine import MIB, spec
+from vmlink.disk.spec import DiskSpec
 from vmlink.errors import VmError
 from vmlink.spec import Inherited, arguments, fingerprint
 
@@ -21,6 +22,8 @@ from vmlink.spec import Inherited, arguments, fingerprint
     ({"mac": "53:54:00:77:01:10"}, "unicast MAC"),
     ({"mac": "52:54:00:77:01:10,romfile=x"}, "unicast MAC"),
     ({"accel": "xen"}, "accelerator"),
+    ({"disks": (DiskSpec("Data,if=none", Path("/x")),)}, "disk name"),
+    ({"disks": (DiskSpec("data", Path("/x"), "vmdk"),)}, "unknown format"),
     ({"kernel": Path("/nonexistent/vmlinuz")}, "kernel /nonexistent/vmlinuz does not exist"),
     ({"kernel": Path("/proc/version"), "initrd": Path("/proc")}, "initrd /proc is not a file"),
 ])
@@ -61,3 +64,14 @@ def test_fingerprint_is_of_content_not_of_paths(tmp_path: Path) -> None:
     assert fingerprint(spec(kernel=one), "tcg", "10.0.0") != base
     assert fingerprint(spec(kernel=one, append="quiet"), "tcg", "7.2.22") != base
     assert fingerprint(spec(kernel=one, extra_args=("-snapshot",)), "tcg", "7.2.22") != base
+
+
+def test_fingerprint_is_of_disks_not_of_their_images(tmp_path: Path) -> None:
+    def with_disks(*disks: DiskSpec) -> str:
+        return fingerprint(spec(disks=disks), "tcg", "7.2.22")
+
+    here, there = DiskSpec("data", tmp_path / "data.img"), DiskSpec("data", Path("/dev/loop0"))
+    assert with_disks(here) == with_disks(there)
+    assert len({with_disks(), with_disks(here), with_disks(DiskSpec("data", here.path, "qcow2")),
+                with_disks(DiskSpec("log", here.path)), with_disks(here, DiskSpec("log", there.path)),
+                with_disks(DiskSpec("log", there.path), here)}) == 6

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A disk of a VM: what its image is, checked, and the part of QEMU's command line that makes it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmlink.disk.record import SECTOR
+from vmlink.errors import VmError
+
+_NAME = re.compile(r"[a-z][a-z0-9]{0,15}")
+_QCOW2 = b"QFI\xfb"
+
+RECONNECT = 3
+"""Seconds for which QEMU tries to reach us again before a request fails: less than a command to QEMU may take."""
+
+
+@dataclass(frozen=True)
+class DiskSpec:
+    """One disk. `path`: an image, or a block device. `format`: raw or qcow2. `size`: what the guest must see, in
+    bytes; 0: whatever the image has.
+
+    Everything but the path has to be equal on both hosts.
+    """
+
+    name: str
+    path: Path
+    format: str = "raw"
+    size: int = 0
+
+    def check(self) -> None:
+        """Raises VmError for what cannot work whatever the image is."""
+        if not _NAME.fullmatch(self.name):
+            raise VmError(f"disk name {self.name!r} is not usable", "use up to 16 small letters and digits")
+        if self.format not in ("raw", "qcow2"):
+            raise VmError(f"disk {self.name}: unknown format {self.format!r}", "use raw or qcow2")
+
+    def look(self) -> int:
+        """The size of the image as the guest will see it, in bytes. Blocks for as long as the storage pleases.
+
+        Raises VmError: the image is missing, cannot be used, or is not of the format and size that it must have.
+        """
+        self.check()
+        try:
+            facts = os.stat(self.path)
+            if not (stat.S_ISREG(facts.st_mode) or stat.S_ISBLK(facts.st_mode)):
+                raise VmError(f"{self}: neither a file nor a block device", f"check path= of disk {self.name}")
+            fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                end, head = os.lseek(fd, 0, os.SEEK_END), os.pread(fd, 32, 0)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise self._unusable(error) from error
+        size = self._size(end, head)
+        if self.size and size != self.size:
+            raise VmError(f"{self}: it has {size} bytes, but size= says {self.size}",
+                          "correct size=, or resize the image while the VM runs nowhere")
+        return size
+
+    def _size(self, end: int, head: bytes) -> int:
+        """Of an image that ends there and begins so: docs/interop/qcow2.txt of QEMU for the header."""
+        is_qcow2 = head.startswith(_QCOW2)
+        if is_qcow2 is not (self.format == "qcow2"):
+            found = "a qcow2 image" if is_qcow2 else "no qcow2 image"
+            raise VmError(f"{self}: it is {found}, but format= says {self.format}",
+                          f"correct format=, or check path= of disk {self.name}")
+        size = int.from_bytes(head[24:32], "big") if is_qcow2 else end
+        if size <= 0 or size % SECTOR:
+            raise VmError(f"{self}: {size} bytes are no size of a disk", f"use a multiple of {SECTOR} bytes")
+        return size
+
+    def _unusable(self, error: OSError) -> VmError:
+        if error.errno == errno.ENOENT:
+            return VmError(f"{self}: there is no such image",
+                           f"make it with the size of the other host's: qemu-img create -f {self.format} {self.path} "
+                           f"SIZE, or correct path= of disk {self.name}")
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            return VmError(f"{self}: it cannot be written: {error.strerror}", "the service must be able to write it")
+        return VmError(f"{self}: {error.strerror}", "look at the storage below it, and at the kernel's log")
+
+    def nodes(self, name: str) -> list[dict[str, object]]:
+        """The two block nodes that open the image, the file's first; the second one is called `name`."""
+        driver = "host_device" if self.path.is_block_device() else "file"
+        return [{"driver": driver, "node-name": f"{name}-file", "filename": str(self.path), "discard": "unmap"},
+                {"driver": self.format, "node-name": name, "file": f"{name}-file", "discard": "unmap"}]
+
+    def __str__(self) -> str:
+        return f"disk {self.name}, {self.path}"
+
+
+def arguments(disk: DiskSpec, server: str) -> list[str]:
+    """QEMU's arguments for `disk`; `server` is the abstract address of the disk server (`vmlink/disk/server.py`).
+
+    The guest sees the quorum, which writes to the image and to us, and reads from the image, or from us where that
+    fails. A write that either of them did not take stops the VM: it is kept, and made again when the VM goes on.
+    """
+    local = disk.nodes(f"{disk.name}-local")
+    quorum = {"driver": "quorum", "node-name": disk.name, "children": [f"{disk.name}-local", f"{disk.name}-link"],
+              "vote-threshold": 2, "read-pattern": "fifo", "discard": "unmap"}
+    nodes = [*local, link(disk, f"{disk.name}-link", server), quorum]
+    words = [word for node in nodes for word in ("-blockdev", json.dumps(node))]  # JSON: a path may hold commas
+    return [*words, "-device", f"virtio-blk-pci,id={device(disk)},drive={disk.name},serial={disk.name},"
+                               "werror=stop,rerror=stop"]
+
+
+def link(disk: DiskSpec, node: str, server: str) -> dict[str, object]:
+    """The block node of this name that reaches `disk` at our server. A connection that breaks is made anew, and what
+    was under way is asked again."""
+    return {"driver": "nbd", "node-name": node, "export": disk.name, "reconnect-delay": RECONNECT, "discard": "unmap",
+            "server": {"type": "unix", "path": server, "abstract": True, "tight": True}}
+
+
+def device(disk: DiskSpec) -> str:
+    """The name of its device in QEMU."""
+    return f"{disk.name}-dev"
