@@ -214,18 +214,31 @@ class Overlay:
             offset, length = self._pieces[index][0], offset + length - self._pieces[index][0]
         return length <= 0
 
+    def pieces(self, offset: int, length: int) -> list[tuple[int, int, Buffer | None]]:
+        """What it has of the range, in ascending order: start, end, data; None: zeros."""
+        found: list[tuple[int, int, Buffer | None]] = []
+        first, last = self._touched(offset, offset + length)
+        for index in range(first, last):
+            start, (end, _, data) = self._starts[index], self._pieces[index]
+            low, high = max(start, offset), min(end, offset + length)
+            found.append((low, high, None if data is None else memoryview(data)[low - start:high - start]))
+        return found
+
     def lay(self, offset: int, into: bytearray | memoryview) -> None:
         """Write what it has over `into`, which is the source's content from `offset` on."""
-        view, end = memoryview(into), offset + len(into)
-        first, last = self._touched(offset, end)
-        for index in range(first, last):
-            start, (stop, _, data) = self._starts[index], self._pieces[index]
-            low, high = max(start, offset), min(stop, end)
-            if data is None:
-                for at in range(low, high, len(_ZEROS)):
-                    view[at - offset:min(at + len(_ZEROS), high) - offset] = _ZEROS[:min(len(_ZEROS), high - at)]
-            else:
-                view[low - offset:high - offset] = memoryview(data)[low - start:high - start]
+        lay(self.pieces(offset, len(into)), offset, into)
+
+
+def lay(pieces: Iterable[tuple[int, int, Buffer | None]], offset: int, into: bytearray | memoryview) -> None:
+    """Write pieces (see `Overlay.pieces`) over `into`, which is a disk's content from `offset` on."""
+    view = memoryview(into)
+    for start, end, data in pieces:
+        if data is not None:
+            view[start - offset:end - offset] = data
+            continue
+        for at in range(start, end, len(_ZEROS)):
+            length = min(len(_ZEROS), end - at)
+            view[at - offset:at - offset + length] = _ZEROS[:length]
 
 
 def _cost(start: int, piece: tuple[int, int, Buffer | None]) -> int:

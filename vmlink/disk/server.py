@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Serves the disks of one QEMU over a nameless UNIX socket. See `nbd.py` for the protocol.
+
+The socket has an address that the kernel chose, in the abstract name space: nothing is left behind, and QEMU can
+come back when a connection breaks. Only the process that was admitted gets in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import socket
+import struct
+from collections import deque
+from typing import Protocol
+
+from vmlink.disk.nbd import Conversation, Export, ProtocolError
+
+HANDSHAKE_TIMEOUT = 5.0
+"""Seconds in which a connection must have said which disk it wants."""
+MOST_CONNECTIONS = 64
+UNSENT = 4 << 20
+"""Bytes of answers that QEMU may leave unread; nothing more is read from it meanwhile."""
+_CREDENTIALS = struct.Struct("3i")
+log = logging.getLogger("holdfast.disk")
+
+
+class Disks(Protocol):
+    """All disks of a VM."""
+
+    @property
+    def full(self) -> bool:
+        """Must the VM's writes wait?"""
+        ...
+
+    def find(self, name: str) -> Export | None:
+        """The disk of this name."""
+        ...
+
+
+class DiskServer:
+    """See the module. `address` is what QEMU connects to."""
+
+    def __init__(self, disks: Disks) -> None:
+        self._disks = disks
+        self._loop = asyncio.get_running_loop()
+        self._admitted = 0
+        self._connections: set[_Connection] = set()
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        self._socket.bind("")  # the kernel chooses
+        self._socket.listen(MOST_CONNECTIONS)
+        self.address = bytes(self._socket.getsockname()[1:]).decode()
+        self._loop.add_reader(self._socket, self._accept)
+
+    def admit(self, pid: int) -> None:
+        """Let this process in, and no other."""
+        self._admitted = pid
+
+    def go_on(self) -> None:
+        """There is room again: take what waits."""
+        for connection in list(self._connections):
+            connection.go_on()
+
+    def close(self) -> None:
+        """End it all. Idempotent."""
+        if self._socket.fileno() >= 0:
+            self._loop.remove_reader(self._socket)
+            self._socket.close()
+        for connection in list(self._connections):
+            connection.close()
+
+    def _accept(self) -> None:
+        try:
+            sock, _ = self._socket.accept()
+        except OSError:
+            return
+        pid = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))[0]
+        if pid != self._admitted or len(self._connections) >= MOST_CONNECTIONS:
+            log.warning("refused process %d at the disks of process %d", pid, self._admitted)
+            sock.close()
+            return
+        sock.setblocking(False)
+        self._connections.add(_Connection(sock, self._disks, self._connections))
+
+
+class _Connection:
+    """One connection of QEMU's."""
+
+    def __init__(self, sock: socket.socket, disks: Disks, all_of_them: set[_Connection]) -> None:
+        self._socket, self._disks, self._all = sock, disks, all_of_them
+        self._loop = asyncio.get_running_loop()
+        self._talk = Conversation(disks.find, self._read)
+        self._unsent: deque[memoryview] = deque()
+        self._unsent_bytes = 0
+        self._listening = False
+        self._reads: set[asyncio.Task[None]] = set()
+        self._patience = self._loop.call_later(HANDSHAKE_TIMEOUT, self._impatient)
+        self._send()
+        self._listen()
+
+    def close(self) -> None:
+        if self._socket.fileno() < 0:
+            return
+        self._patience.cancel()
+        self._loop.remove_reader(self._socket)
+        self._loop.remove_writer(self._socket)
+        self._socket.close()
+        self._all.discard(self)
+        for read in list(self._reads):
+            read.cancel()
+
+    def _impatient(self) -> None:
+        if self._talk.export is None:
+            log.warning("a connection of QEMU did not say which disk it wants")
+            self.close()
+
+    # --- receiving ---
+
+    def _listen(self) -> None:
+        """Read from QEMU, unless it has to wait."""
+        wanted = not (self._talk.stuck or self._disks.full or self._unsent_bytes > UNSENT)
+        if wanted and not self._listening:
+            self._loop.add_reader(self._socket, self._readable)
+        elif self._listening and not wanted:
+            self._loop.remove_reader(self._socket)
+        self._listening = wanted
+
+    def go_on(self) -> None:
+        if self._socket.fileno() >= 0:
+            self._listen()
+
+    def _readable(self) -> None:
+        try:
+            count = self._socket.recv_into(self._talk.room())
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            count = 0
+        if not count:
+            self.close()
+            return
+        self._take(count)
+
+    def _take(self, count: int) -> None:
+        try:
+            self._talk.received(count)
+        except ProtocolError as error:
+            log.error("a connection of QEMU to a disk ends: %s", error)
+            self.close()
+            return
+        self._send()
+        if self._talk.over:
+            self.close()
+        elif self._socket.fileno() >= 0:
+            self._listen()
+
+    # --- reads, which take their time ---
+
+    def _read(self, handle: int, offset: int, length: int) -> None:
+        read = self._loop.create_task(self._answer(handle, offset, length))
+        self._reads.add(read)
+        read.add_done_callback(self._reads.discard)
+
+    async def _answer(self, handle: int, offset: int, length: int) -> None:
+        disk = self._talk.export
+        assert disk is not None
+        try:
+            data = await disk.read(offset, length)
+        except OSError as error:
+            self._talk.fail(handle, error.errno or errno.EIO)
+        else:
+            self._talk.data(handle, data)
+        self._take(0)
+
+    # --- sending ---
+
+    def _send(self) -> None:
+        """What was answered, in one piece if QEMU takes it."""
+        answers = self._talk.answers
+        if not answers:
+            return
+        data = memoryview(answers[0] if len(answers) == 1 else b"".join(answers))
+        answers.clear()
+        self._unsent.append(data)
+        self._unsent_bytes += len(data)
+        if len(self._unsent) == 1:
+            self._writable()
+
+    def _writable(self) -> None:
+        try:
+            while self._unsent:
+                sent = self._socket.send(self._unsent[0])
+                self._unsent_bytes -= sent
+                if sent < len(self._unsent[0]):
+                    self._unsent[0] = self._unsent[0][sent:]
+                else:
+                    self._unsent.popleft()
+        except (BlockingIOError, InterruptedError):
+            self._loop.add_writer(self._socket, self._writable)
+            return
+        except OSError:
+            self.close()
+            return
+        self._loop.remove_writer(self._socket)
+        self._listen()
