@@ -11,10 +11,10 @@ from collections.abc import Callable
 
 from appliance import config as cfg
 from appliance import core
+from appliance.first_copy import SyncOffer, offer_of
 from appliance.journal import Journal
 from appliance.outbound import EPOCH_BYTES
 from appliance.peer import Peer
-from appliance.primary import SyncOffer, offer_of
 from appliance.replay import ReplayLog
 from appliance.spoken import understood
 from vmlink import inject

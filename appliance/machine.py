@@ -24,6 +24,8 @@ from appliance.primary import Primary
 from appliance.watched import watched
 from ebpf.errors import BpfError
 from vmlink import inject
+from vmlink.disk.drive import Drives
+from vmlink.disk.spec import DiskSpec
 from vmlink.errors import VmError
 from vmlink.qemu import Qemu, VmSpec
 from vmlink.ram import GuestRam
@@ -47,6 +49,7 @@ class Machine:
         self.front: Front | None = None
         self.qemu: Qemu | None = None
         self._ram: GuestRam | None = None
+        self.drives: Drives | None = None
         self.primary: Primary | None = None
         self.backup: Backup | None = None
         self._taken_from = 0
@@ -160,11 +163,14 @@ class Machine:
         vm, host = self._vm, self._config.host
         life = self._life
         spec = VmSpec(name=self.name, memory_bytes=vm.memory, vcpus=vm.vcpus, mac=vm.mac, kernel=vm.kernel,
-                      initrd=vm.initrd, append=vm.append, qemu=vm.qemu, accel=vm.accel)
+                      initrd=vm.initrd, append=vm.append, qemu=vm.qemu, accel=vm.accel,
+                      disks=tuple(DiskSpec(disk.name, disk.path, disk.format, disk.size) for disk in vm.disk))
+        self.drives = await Drives.open(spec.disks, vm.limits.disk) if spec.disks else None
         loop = asyncio.get_running_loop()
         self._ram = await loop.run_in_executor(None, GuestRam.create, host.ram_dir, vm.memory)
         tap = await self.front.attach_vm()
-        self.qemu = await Qemu.start(spec, self._ram, tap_fd=tap, incoming=incoming, run_dir=host.run_dir)
+        self.qemu = await Qemu.start(spec, self._ram, tap_fd=tap, incoming=incoming, run_dir=host.run_dir,
+                                     drives=self.drives)
         self._spawn(self._watch(self.qemu, life))
         return self.qemu, self._ram
 
@@ -233,12 +239,14 @@ class Machine:
             self.front.announce()
 
     async def _end(self) -> None:
-        primary, qemu, ram = self.primary, self.qemu, self._ram
-        self.primary = self.backup = self.qemu = self._ram = None
+        primary, qemu, ram, drives = self.primary, self.qemu, self._ram, self.drives
+        self.primary = self.backup = self.qemu = self._ram = self.drives = None
         if primary is not None:
             await primary.close()
         if qemu is not None:
             await qemu.kill()
+        if drives is not None:
+            drives.close()
         if ram is not None:
             ram.close()
         if self.front is not None:

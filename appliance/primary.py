@@ -13,13 +13,11 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
-
-import msgspec
 
 from appliance import config as cfg
 from appliance import core
 from appliance.errors import HoldfastError
+from appliance.first_copy import FirstCopy
 from appliance.front import Front
 from appliance.gate import Mark
 from appliance.journal import EpochRecord, Journal
@@ -27,13 +25,14 @@ from appliance.peer import Peer
 from appliance.replay import ReplayFeed
 from appliance.watched import watched
 from vmlink import inject
-from vmlink.checkpoint import Checkpointer, Round, Snapshot, epoch_messages, round_messages
+from vmlink.checkpoint import Checkpointer, Snapshot, epoch_messages
+from vmlink.disk.record import Record
 from vmlink.errors import VmError
 from vmlink.pace import Pace
 from vmlink.qemu import Qemu
 from vmlink.ram import GuestRam
 from vmlink.tracker import Tracker, choose
-from vmlink.wire import Message, Type, WireError, encode_frames
+from vmlink.wire import WireError, encode_frames
 
 log = logging.getLogger("holdfast.primary")
 
@@ -41,22 +40,6 @@ THROTTLE = 0.75
 """Share of the gate's limit at which the VM waits, paused, for an acknowledgement."""
 HANDOVER_TIMEOUT = 2.0
 """Seconds within which the last epoch of a handover must be committed and its output out; else the VM runs on."""
-SYNC_WINDOW = 8 << 20
-"""Bytes of a first copy under way at once: enough for the links, little for what has to follow."""
-
-
-class SyncOffer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the first copy will need on the other side."""
-
-    memory_bytes: int
-    qemu: str
-    machine: str  # vmlink.spec.fingerprint: machine, command line, content of kernel and initrd
-
-
-async def offer_of(qemu: Qemu, ram: GuestRam) -> SyncOffer:
-    """What `qemu` is; both hosts must come to the same."""
-    machine = await asyncio.get_running_loop().run_in_executor(None, qemu.fingerprint)
-    return SyncOffer(ram.size, qemu.version, machine)
 
 
 @dataclass(frozen=True)
@@ -76,6 +59,7 @@ class Primary:
                  journal: Journal, lease: float, post: Callable[[core.Event], None]) -> None:
         self._name, self._vm, self._id, self._post = name, vm, vm_id, post
         self._front, self._qemu, self._ram, self._peer, self._journal = front, qemu, ram, peer, journal
+        self._drives = qemu.drives
         epoch = vm.epoch
         adaptive = epoch.mode == "adaptive"
         self._pace = Pace(adaptive, epoch.min, epoch.max if adaptive else epoch.length, epoch.pause_share)
@@ -101,7 +85,7 @@ class Primary:
         self.committed = 0
         self._released = 0
         self._output_at = 0.0
-        self.sync: dict[str, Any] | None = None
+        self.copy: FirstCopy | None = None
         self.throttled = 0
         self.replay = ReplayFeed(front.inbound, peer, vm_id, vm.limits.replay_log)
 
@@ -169,7 +153,9 @@ class Primary:
         self._acked.set()
         self._out.set()
         self.replay.stop()
-        self.sync = None
+        self.copy = None
+        if self._drives is not None:
+            self._drives.record_off()
 
     async def _replicate(self, term: int, copy: int, stopping: asyncio.Event,
                          previous: asyncio.Task[None] | None) -> None:
@@ -191,7 +177,7 @@ class Primary:
         """Resume a VM that a failed checkpoint may have left paused. One that cannot be is ended: the backup has
         a whole epoch of it."""
         try:
-            await self._qemu.monitor.cont()
+            await self._qemu.cont()
         except VmError as error:
             log.warning("%s: cannot resume: %s", self._name, error)
             await self._qemu.kill()
@@ -201,31 +187,13 @@ class Primary:
     async def _first_copy(self, term: int, copy: int, stopping: asyncio.Event) -> None:
         if self._checkpointer is None:
             self.tracker = choose(self._qemu, self._ram, self._vm.tracker)
-            self._checkpointer = Checkpointer(self._qemu.monitor, self.tracker, self.tracker.source)
+            self._checkpointer = Checkpointer(self._qemu, self.tracker, self.tracker.source)
         self._flights.clear()
         self._flight_bytes, self.epoch, self.committed, self._released = 0, 0, 0, 0
         self._release_to = None
         self._journal.event("sync-begin", term=term)
-        offer = await offer_of(self._qemu, self._ram)
-        self._peer.send(Message(Type.SYNC, self._id, term, copy, (msgspec.json.encode(offer),)))
-        done, begun = 0, time.monotonic()
-        async for piece in self._checkpointer.rounds():
-            if stopping.is_set() or not await self._peer.room(SYNC_WINDOW):
-                return
-            for message in round_messages(piece, self._id, term):
-                self._peer.send(message)
-            inject.point("sync.round")
-            done = self._progress(piece, done, time.monotonic() - begun)
-        await self._peer.room(1)  # from the next pause on output waits: not behind all that is still under way
-
-    def _progress(self, piece: Round, done: int, seconds: float) -> int:
-        page = self._ram.pages.shape[1]
-        done += len(piece.numbers) * page
-        total = max(done, self._ram.size + (piece.pages * page if piece.number else 0))
-        rate = done / max(seconds, 1e-3)
-        self.sync = {"round": piece.number, "done_bytes": done, "total_bytes": total, "bytes_per_s": round(rate),
-                     "left_s": round((total - done) / rate, 1) if rate else None}
-        return done
+        self.copy = FirstCopy(self._qemu, self._ram, self._peer, self._id, self._checkpointer)
+        await self.copy.run(term, copy, stopping)
 
     async def _epochs(self, term: int, stopping: asyncio.Event) -> None:
         while not stopping.is_set():
@@ -281,11 +249,14 @@ class Primary:
         assert self._checkpointer is not None
         epoch = self.epoch + 1
         marks: list[tuple[Mark, int]] = []
+        records: list[Record] = []
 
         def at_stop() -> None:
             if not stopping.is_set() and epoch == 1:
                 self._begin_holding()
             marks.append((self._front.gate.mark(), self._front.inbound.consumed()))
+            if self._drives is not None:
+                records.extend(self._drives.cut())
 
         snapshot = await self._checkpointer.take(at_stop, resume=resume)
         if stopping.is_set():
@@ -295,15 +266,16 @@ class Primary:
         mark, consumed = marks[0]
         self.epoch = epoch
         self.replay.epoch(epoch)
-        record = self._journal.epoch(term, epoch, snapshot, mark.seq, self._output_at)
-        self._flights.append(_Flight(epoch, mark, snapshot.size, record))
-        self._flight_bytes += snapshot.size
+        noted = self._journal.epoch(term, epoch, snapshot, mark.seq, self._output_at)
+        size = snapshot.size + sum(record.data_bytes for record in records)
+        self._flights.append(_Flight(epoch, mark, size, noted))
+        self._flight_bytes += size
         output = encode_frames(self._front.outbound.take(mark.seq))
-        for message in epoch_messages(snapshot, self._id, term, epoch, consumed, self._released, output):
+        for message in epoch_messages(snapshot, self._id, term, epoch, consumed, self._released, output, records):
             if not await self._peer.room():
                 return None
             self._peer.send(message)
-        record.sent_at = time.monotonic()
+        noted.sent_at = time.monotonic()
         inject.point("epoch.sent")
         return snapshot
 
@@ -321,7 +293,7 @@ class Primary:
         while not stopping.is_set() and (len(self._flights) >= self._vm.epoch.in_flight
                                          or self._flight_bytes >= limits.in_flight):
             if not paused and gate.held_bytes() > THROTTLE * limits.held:
-                await self._qemu.monitor.stop()  # slowed, not dropped
+                await self._qemu.stop()  # slowed, not dropped
                 paused = True
                 self.throttled += 1
             self._acked.clear()
@@ -331,7 +303,10 @@ class Primary:
         if self._pace.adaptive and not paused and not stopping.is_set() and not gate.pending():
             delay = latest - time.monotonic()
             if delay > 0:
-                ends = [asyncio.ensure_future(end) for end in (gate.output(), self._leaving.wait())]
+                waits = [gate.output(), self._leaving.wait()]
+                if self._drives is not None:
+                    waits.append(self._drives.filled.wait())
+                ends = [asyncio.ensure_future(end) for end in waits]
                 await asyncio.wait(ends, timeout=delay, return_when=asyncio.FIRST_COMPLETED)
                 for end in ends:
                     end.cancel()
@@ -356,10 +331,12 @@ class Primary:
             self._journal.acked(flight.record, now)
             self._release_to = flight.mark
         self.committed = epoch
+        if self._drives is not None:
+            self._drives.acknowledged(epoch)
         self._acked.set()
         self._release_event.set()
-        if self.sync is not None:
-            self.sync = None
+        if self.copy is not None:
+            self.copy = None
             self._journal.event("sync-done", term=self.term)
             self._post(core.SyncDone())
 

@@ -280,6 +280,6 @@ class Protection:
             "replay_log": {"bytes": backup.replay.bytes if backup else 0,
                            "dropped": backup.replay.dropped if backup else 0,
                            "unlogged": primary.replay.unlogged if primary else 0},
-            "sync": primary.sync if primary else None,
+            "sync": primary.copy.progress if primary and primary.copy else None,
             "events": list(self.journal.events),
         }

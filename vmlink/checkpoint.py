@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,6 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from vmlink import inject, priority
+from vmlink.disk.record import Record, encode_writes
 from vmlink.wire import (
     CHUNK_PAGES,
     MAX_PAYLOAD,
@@ -166,16 +167,22 @@ def round_messages(piece: Round, vm: int, term: int) -> Iterator[Message]:
 
 
 def epoch_messages(snapshot: Snapshot, vm: int, term: int, epoch: int, consumed: int, released: int = 0,
-                   output: bytes = b"") -> Iterator[Message]:
-    """An epoch as messages, COMMIT last. `output`: its small frames, encoded. For `consumed` and `released` see
-    `wire.Commit`."""
+                   output: bytes = b"", records: Sequence[Record] = ()) -> Iterator[Message]:
+    """An epoch as messages, COMMIT last. `output`: its small frames, encoded; `records`: what it wrote, by disk. For
+    `consumed` and `released` see `wire.Commit`."""
     for at in range(0, len(snapshot.numbers), CHUNK_PAGES):
         piece = slice(at, at + CHUNK_PAGES)
         yield Message(Type.PAGES, vm, term, epoch, encode_pages(snapshot.numbers[piece], snapshot.data[piece]))
     inject.point("epoch.sending")
+    writes = 0
+    for disk, record in enumerate(records):
+        for entries, payload in encode_writes(disk, record.writes):
+            yield Message(Type.DISK, vm, term, epoch, payload)
+            writes += entries
     for at in range(0, len(snapshot.device), MAX_PAYLOAD):
         yield Message(Type.DEVICE, vm, term, epoch, (memoryview(snapshot.device)[at:at + MAX_PAYLOAD],))
     if output:
         yield Message(Type.OUTBOUND, vm, term, epoch, (output,))
-    commit = Commit(len(snapshot.numbers), len(snapshot.device), consumed, released)
+    commit = Commit(len(snapshot.numbers), len(snapshot.device), consumed, released, writes,
+                    sum(record.data_bytes for record in records))
     yield Message(Type.COMMIT, vm, term, epoch, (commit.encode(),))

@@ -19,6 +19,7 @@ from typing import TypeVar
 
 from vmlink import accel, priority, spec
 from vmlink.console import Console
+from vmlink.disk.drive import Drives
 from vmlink.errors import VmError
 from vmlink.monitor import Monitor
 from vmlink.process import Child
@@ -42,14 +43,14 @@ def shim_path() -> Path | None:
 
 
 class Qemu:
-    """A QEMU that runs one VM, or waits to take it over. Use `start`.
+    """A QEMU that runs one VM, or waits to take it over. Use `start`. `drives`: what it reaches its disks at.
 
     `userfaultfd` is a descriptor made inside QEMU, or None and `no_userfaultfd` says why.
     """
 
-    def __init__(self, vm: VmSpec, child: Child, monitor: Monitor, console: Console, state_fd: int,
-                 command: list[str], chosen: accel.Accel, faults: tuple[int | None, str]) -> None:
-        self.spec = vm
+    def __init__(self, vm: VmSpec, drives: Drives | None, child: Child, monitor: Monitor, console: Console,
+                 state_fd: int, command: list[str], chosen: accel.Accel, faults: tuple[int | None, str]) -> None:
+        self.spec, self.drives = vm, drives
         self.pid = child.pid
         self.monitor = monitor
         self.accel = chosen
@@ -63,14 +64,17 @@ class Qemu:
 
     @classmethod
     async def start(cls, vm: VmSpec, ram: GuestRam, *, tap_fd: int, incoming: bool, run_dir: Path,
-                    timeout: float = 10.0) -> Qemu:
-        """Start QEMU with `ram` as its memory and `tap_fd` as its network (the caller closes both copies).
+                    drives: Drives | None = None, timeout: float = 10.0) -> Qemu:
+        """Start QEMU with `ram` as its memory, `tap_fd` as its network (the caller closes both copies), and `drives`
+        as the other half of the VM's disks, if it has any (the caller closes them when QEMU is gone).
 
         With `incoming` it waits for a device state; write the replica to `ram` only after this has returned,
         since QEMU puts firmware and kernel there first. Otherwise the VM runs when this returns.
         Main thread only. Takes 0.1 to 0.3 s; raises VmError with QEMU's own last words.
         """
         vm.check()
+        if len(vm.disks) != (0 if drives is None else len(drives)):
+            raise VmError(f"VM {vm.name}: its disks are not open", "this is a defect: please report it")
         if ram.size != vm.memory_bytes:
             raise VmError(f"VM {vm.name}: {ram.size} bytes of guest memory for {vm.memory_bytes}")
         program = vm.binary()
@@ -84,9 +88,12 @@ class Qemu:
             undo.callback(os.close, state_fd)
             with console_end, qmp_end, shim_end:
                 fds = spec.Inherited(ram.fd, tap_fd, qmp_end.fileno(), console_end.fileno())
-                command = [program, *spec.arguments(vm, chosen.name, fds, incoming=incoming)]
+                server = "" if drives is None else drives.server.address
+                command = [program, *spec.arguments(vm, chosen.name, fds, incoming=incoming, disk_server=server)]
                 child = Child.spawn(command, pass_fds=(*vars(fds).values(), state_fd, shim_end.fileno()),
                                     environment=_shim_environment(shim_end.fileno()))
+            if drives is not None:
+                drives.server.admit(child.pid)
             undo.push_async_callback(child.kill)
             name = f"VM {vm.name}"
             monitor = await _unless_dead(child, name, Monitor.connect(
@@ -100,7 +107,7 @@ class Qemu:
             priority.lead(child.pid)  # its main thread alone: it answers QMP, the CPUs are other threads
             undo.pop_all()
         shim.close()
-        return cls(vm, child, monitor, console, state_fd, command, chosen, faults)
+        return cls(vm, drives, child, monitor, console, state_fd, command, chosen, faults)
 
     @property
     def version(self) -> str:
@@ -114,6 +121,20 @@ class Qemu:
     def fingerprint(self) -> str:
         """What must be equal on both hosts, as one hash (blocks for 0.1 s; see `vmlink.spec.fingerprint`)."""
         return spec.fingerprint(self.spec, self.accel.name, self.version)
+
+    async def stop(self) -> None:
+        """Pause the VM; when this returns, what it wrote to its disks is on the local image and in their record."""
+        if self.drives is not None:
+            self.drives.drain()
+        await self.monitor.stop()
+
+    async def cont(self) -> None:
+        """Let the VM run. A request that failed is made again."""
+        await self.monitor.cont()
+
+    async def save_devices(self) -> bytes:
+        """See `Monitor.save_devices`."""
+        return await self.monitor.save_devices()
 
     async def died(self) -> str:
         """Wait until QEMU is gone; returns the cause: "killed by signal 9", "exited with 1: <last words>"."""

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance import core
+from appliance.first_copy import SyncOffer
 from appliance.link import Hello
-from appliance.primary import SyncOffer
 from appliance.protection import Told
 from appliance.spoken import LIMIT, understood
 from vmlink.wire import WireError
