@@ -9,7 +9,7 @@ import random
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -125,18 +125,6 @@ def test_what_is_not_there_of_a_sparse_disk_costs_nothing(tmp_path: Path) -> Non
         assert found.lengths[~found.zero].sum() <= 2 * 65536 and found.lengths.sum() == 1 << 40
 
     with_store(tmp_path, image, "qcow2", work)
-
-
-@pytest.fixture
-def small_tmpfs(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 2 MiB."""
-    place = tmp_path / "small"
-    place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "holdfast-test", place], check=True, timeout=10)
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", place], check=True, timeout=10)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
