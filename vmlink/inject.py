@@ -28,6 +28,10 @@ POINTS = (
     "replica.received",  # backup: the whole epoch is here, not acknowledged
     "replica.acked",  # backup: acknowledged, not applied
     "replica.applied",  # backup: applied
+    "disk.journaled",  # backup: what the epoch wrote to disks is in the journal, no image is touched
+    "disk.applying",  # backup: half of it is in the images
+    "disk.applied",  # backup: all of it is, not flushed
+    "disk.flushed",  # backup: flushed, the journal not emptied
     "takeover.persisted",  # the new term is on disk, nothing done yet
     "takeover.loaded",  # the VM runs here, still silent
 )

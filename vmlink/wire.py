@@ -67,6 +67,10 @@ class Type(IntEnum):
     CONDITION = 22  # how whole a host is, and what it has
     DISK_READ = 30  # the primary asks for what a disk of the replica holds
     DISK_DATA = 31  # the answer
+    DISK_STATE = 33  # what the images of a replica hold, in answer to SYNC (vmlink/disk/copy.py)
+    DISK_BEGIN = 34  # the disks' first copy begins: since when they may differ
+    DISK_ASK = 35  # what a part of a replica's disk holds (vmlink/disk/compare.py)
+    DISK_HASHES = 36  # the answer
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,8 @@ def test_another_seed_is_another_campaign() -> None:
 
 def test_every_injection_point_is_hit() -> None:
     hit = {kind.removeprefix("checkpoint-").rpartition(":")[0] for kind in KINDS if kind.startswith("checkpoint-")}
-    assert hit == set(inject.POINTS)
+    # Those of the disks are hit in tests/disk/test_killed.py: the campaign's VM has none.
+    assert hit == {point for point in inject.POINTS if not point.startswith("disk.")}
 
 
 def test_one_round_alone_is_the_one_it_is_among_all() -> None:

@@ -119,8 +119,9 @@ def test_what_is_not_there_of_a_sparse_disk_costs_nothing(tmp_path: Path) -> Non
 
     def work(store: Store) -> None:
         store.write([Write(Kind.WRITE, 1 << 39, 4096, b"x" * 4096), Write(Kind.WRITE, 1 << 38, 4096, b"y" * 4096)])
-        store.write([Write(Kind.TRIM, 0, (1 << 39) - 512)])
+        store.write(store.needed([Write(Kind.TRIM, 0, (1 << 39) - 512), Write(Kind.ZERO, 1 << 39, 512)]))
         assert store.read(1 << 38, 4096) == bytes(4096)
+        assert store.read(1 << 39, 4096) == bytes(512) + b"x" * 3584
         found = store.extents(0, store.size)
         assert found.lengths[~found.zero].sum() <= 2 * 65536 and found.lengths.sum() == 1 << 40
 

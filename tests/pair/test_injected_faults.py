@@ -18,7 +18,9 @@ pytestmark = [
 PRIMARY = [point for point in inject.POINTS if point.startswith(("checkpoint.", "epoch.", "link."))]
 BACKUP = [point for point in inject.POINTS if point.startswith("replica.")]
 TAKEOVER = [point for point in inject.POINTS if point.startswith("takeover.")]
-ELSEWHERE = {"sync.round", "handover.released"}
+DISKS = [point for point in inject.POINTS if point.startswith("disk.")]
+"""In tests/disk/test_killed.py: this VM has none."""
+ELSEWHERE = {"sync.round", "handover.released", *DISKS}
 """In a first copy; in a switchover (test_operator)."""
 
 

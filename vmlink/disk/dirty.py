@@ -123,8 +123,9 @@ class Unconfirmed:
 
     def __init__(self) -> None:
         self._epochs: deque[_Epoch] = deque()
-        self.durable = 0
-        """The last epoch that is on the backup's disk."""
+        self.since = 0
+        """What the backup has at least, whatever becomes of it: the last epoch that wrote and is on its disk, or 1. 0:
+        nothing."""
 
     def __len__(self) -> int:
         return len(self._epochs)
@@ -135,12 +136,13 @@ class Unconfirmed:
 
     def confirm(self, epoch: int) -> None:
         """Up to `epoch` all is on the backup's disk."""
-        self.durable = max(self.durable, epoch)
+        if epoch:
+            self.since = max(self.since, 1)
         while self._epochs and self._epochs[0].number <= epoch:
-            self._epochs.popleft()
+            self.since = self._epochs.popleft().number
 
     def spill(self, dirty: DirtyBlocks) -> None:
-        """Mark what is not confirmed; from here on `dirty` counts from the epoch `durable`."""
+        """Mark what is not confirmed; from here on `dirty` counts from the epoch `since`."""
         for epoch in self._epochs:
             dirty.mark_all(epoch.offsets, epoch.lengths)
         self._epochs.clear()

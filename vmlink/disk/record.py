@@ -205,6 +205,14 @@ class Overlay:
         self._pieces = [self._pieces[index] for index in kept]
         self.size = sum(map(_cost, self._starts, self._pieces))
 
+    def writes(self) -> Iterator[Write]:
+        """All that it has, as writes that do not overlap, in ascending order; what reads as zeros as ZERO."""
+        for start, (end, _, data) in zip(self._starts, self._pieces, strict=True):
+            if data is None:
+                yield Write(Kind.ZERO, start, end - start)
+            else:
+                yield Write(Kind.WRITE, start, end - start, data)
+
     def covers(self, offset: int, length: int) -> bool:
         """Does it have the whole range, so that the source need not be asked?"""
         first, last = self._touched(offset, offset + length)

@@ -56,7 +56,14 @@ class Extents:
 
     def data(self) -> list[tuple[int, int]]:
         """Offset and length of each part that has to be read."""
-        return list(zip(self.offsets[~self.zero].tolist(), self.lengths[~self.zero].tolist(), strict=True))
+        return self._those(~self.zero)
+
+    def holes(self) -> list[tuple[int, int]]:
+        """Offset and length of each part that reads as zeros."""
+        return self._those(self.zero)
+
+    def _those(self, flags: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> list[tuple[int, int]]:
+        return list(zip(self.offsets[flags].tolist(), self.lengths[flags].tolist(), strict=True))
 
 
 class Store:
@@ -128,16 +135,18 @@ class Store:
 
     def write(self, writes: Iterable[Write]) -> None:
         """Perform writes that do not overlap, in no order. They are on disk after `flush`. Raises VmError."""
-        needed = [part for write in writes for part in self._needed(write)]
-        self._run("written", (request for write in needed for request in self._requests(write)))
+        self._run("written", (request for write in writes for request in self._requests(write)))
 
-    def _needed(self, write: Write) -> Iterable[Write]:
-        """What is long and reads as zeros already need not be written: a format may take seconds for each TiB."""
-        if write.kind is Kind.WRITE or write.length < LOOK_FROM:
+    def needed(self, writes: Iterable[Write], look_from: int = LOOK_FROM) -> list[Write]:
+        """The writes without stretches of zeros, of `look_from` bytes or more, that are zeros already: a format may
+        take seconds to write them for each TiB. Raises VmError."""
+        return [part for write in writes for part in self._needed(write, look_from)]
+
+    def _needed(self, write: Write, look_from: int) -> Iterable[Write]:
+        if write.kind is Kind.WRITE or write.length < look_from:
             yield write
             return
-        found = self.extents(write.offset, write.length)
-        for offset, length in found.data():
+        for offset, length in self.extents(write.offset, write.length).data():
             yield Write(write.kind, offset, length)
 
     def _requests(self, write: Write) -> Iterable[Callable[[], int]]:
