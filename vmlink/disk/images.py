@@ -50,6 +50,10 @@ class Images:
         self.journal.set_state(state.encode())
         self.state = state
 
+    def fail(self, disk: str) -> None:
+        """Remember, before it comes about, that this disk's image will not have what the VM writes from now on."""
+        self.set(st.failed(self.state, disk))
+
     # --- after a crash ---
 
     def _has_log(self) -> bool:
