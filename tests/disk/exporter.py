@@ -4,14 +4,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import socket
 import subprocess
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 from vmlink.disk.export import Exports
-from vmlink.monitor import Monitor
+from vmlink.disk.exporter import exporting
 from vmlink.process import Child
 
 MIB = 1 << 20
@@ -29,23 +26,6 @@ def nodes(path: Path, form: str = "raw", name: str = "image") -> list[dict[str, 
             {"driver": form, "file": f"{name}-file", "node-name": name, "discard": "unmap"}]
 
 
-@contextlib.asynccontextmanager
-async def exporter(socket_path: Path, *arguments: str) -> AsyncIterator[tuple[Exports, Child]]:
+def exporter(socket_path: Path) -> contextlib.AbstractAsyncContextManager[tuple[Exports, Child]]:
     """A QEMU without a machine."""
-    ours, theirs = socket.socketpair()
-    ours.setblocking(False)
-    with theirs:
-        child = Child.spawn(
-            ["qemu-system-x86_64", "-machine", "none", "-nodefaults", "-no-user-config", "-display", "none", "-S",
-             "-chardev", f"socket,id=qmp,fd={theirs.fileno()}", "-mon", "chardev=qmp,mode=control", *arguments],
-            pass_fds=[theirs.fileno()])
-    state = os.memfd_create("unused", os.MFD_CLOEXEC)
-    monitor = None
-    try:
-        monitor = await Monitor.connect(ours, name="exporter", state_fd=state, process=child, timeout=20)
-        yield Exports(monitor, socket_path), child
-    finally:
-        await child.kill()
-        if monitor is not None:
-            await monitor.close()
-        os.close(state)
+    return exporting("qemu-system-x86_64", socket_path)

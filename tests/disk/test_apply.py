@@ -13,17 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.disk import model
-from tests.disk.exporter import MIB, exporter, nodes
+from tests.disk.exporter import MIB, exporter
 from tests.disk.model import SIZES
 from tests.vmlink.machine import until
 from vmlink import inject
 from vmlink.disk import apply as module
 from vmlink.disk.apply import Applier, merged
-from vmlink.disk.export import Exports
+from vmlink.disk.exporter import connected, offer
 from vmlink.disk.images import Images
 from vmlink.disk.journal import Journal
 from vmlink.disk.record import Kind, Write
-from vmlink.disk.spec import DiskSpec
 from vmlink.disk.state import Point, Standing
 from vmlink.disk.store import REQUEST, Store
 from vmlink.errors import VmError
@@ -33,14 +32,6 @@ LIMIT = 4 * MIB
 ROOM = 8 * MIB
 
 
-def connected(exports: Exports, specs: list[DiskSpec]) -> list[Store]:
-    stores = []
-    for spec in specs:
-        stores.append(Store(spec.name))
-        stores[-1].connect(exports.path, spec.name)
-    return stores
-
-
 @contextlib.asynccontextmanager
 async def applier(directory: Path, limit: int = LIMIT) -> AsyncIterator[tuple[Applier, Images, list[Exception]]]:
     """An applier on the disks of the model, and what it said of failures."""
@@ -48,8 +39,7 @@ async def applier(directory: Path, limit: int = LIMIT) -> AsyncIterator[tuple[Ap
     images = Images(specs, directory / "journal", ROOM)
     try:
         async with exporter(directory / "nbd.sock") as (exports, _):
-            for spec in specs:
-                await exports.image(spec.name, nodes(spec.path, spec.format, f"{spec.name}-x"))
+            await offer(exports, specs)
             made = Applier(images, limit, heard.append)
             try:
                 await made.open(lambda: connected(exports, specs))
@@ -102,7 +92,8 @@ def test_epochs_arrive_in_the_images(tmp_path: Path) -> None:
     """A copy, epochs one by one and many at once; each settled state is that of the model."""
     async def run() -> None:
         async with applier(tmp_path) as (made, images, heard):
-            await made.begin(77, None, 5)
+            made.begin(77, None, 5)
+            await made.settle()
             assert images.state.standing is Standing.HALF and not any(image.whole for image in images.state.images)
             made.copy(merged([model.epoch(SEED, 0)]))
             assert await contents(made) == model.after(SEED, 0)
@@ -131,7 +122,7 @@ def test_the_journal_is_emptied_when_it_is_quiet_and_when_it_is_full(tmp_path: P
 
     async def run() -> None:
         async with applier(tmp_path) as (made, images, _):
-            await made.begin(77, None, 5)
+            made.begin(77, None, 5)
             for number in range(1, 30):
                 made.add(number, model.epoch(SEED, number))
                 await made.room()
@@ -151,7 +142,7 @@ def test_what_is_done_in_which_order(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     async def run() -> None:
         async with applier(tmp_path) as (made, _, _):
-            await made.begin(77, None, 5)
+            made.begin(77, None, 5)
             made.add(1, model.epoch(SEED, 1))
             await made.settle()
             for cls, name in ((Journal, "append"), (Journal, "sync"), (Journal, "set_state"), (Store, "write"),
@@ -169,7 +160,7 @@ def test_what_waits_is_bounded(tmp_path: Path) -> None:
     """The acknowledgement waits for room; nothing is refused."""
     async def run() -> None:
         async with applier(tmp_path, limit=64 << 10) as (made, _, heard):
-            await made.begin(77, None, 5)
+            made.begin(77, None, 5)
             waited = 0
             for number in range(1, 60):
                 made.add(number, model.epoch(SEED, number))
@@ -187,10 +178,11 @@ def test_what_waits_is_bounded(tmp_path: Path) -> None:
 def test_a_copy_that_begins_anew_forgets_what_came_before(tmp_path: Path) -> None:
     async def run() -> None:
         async with applier(tmp_path) as (made, images, _):
-            await made.begin(77, None, 5)
+            made.begin(77, None, 5)
             for number in range(1, 20):
                 made.add(number, model.epoch(SEED, number))
-            await made.begin(78, Point(77, 3), 5)
+            made.begin(78, Point(77, 3), 5)
+            await made.settle()
             assert (made.durable, made.waiting_bytes) == (0, 0)
             assert images.state.standing is Standing.HALF and images.state.point == Point(77, 3)
             made.copy([(disk, Write(Kind.ZERO, 0, size)) for disk, size in enumerate(SIZES)])
@@ -208,7 +200,7 @@ def test_a_failure_is_told_once_and_nobody_waits_for_ever(tmp_path: Path, monkey
 
     async def run() -> None:
         async with applier(tmp_path, limit=1) as (made, _, heard):
-            await made.begin(77, None, 5)
+            made.begin(77, None, 5)
             monkeypatch.setattr(inject, "_armed", dict(armed))
             for number in range(1, 5):
                 made.add(number, model.epoch(SEED, number))
@@ -224,7 +216,7 @@ def test_a_failure_is_told_once_and_nobody_waits_for_ever(tmp_path: Path, monkey
 def test_nobody_takes_over_from_half_a_copy(tmp_path: Path) -> None:
     async def run() -> None:
         async with applier(tmp_path) as (made, images, _):
-            await made.begin(77, None, 5)
+            made.begin(77, None, 5)
             with pytest.raises(VmError, match="no replica but half"):
                 await made.take_over(6)
             assert images.state.standing is Standing.HALF

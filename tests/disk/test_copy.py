@@ -99,7 +99,7 @@ async def ends(directory: Path, sizes: tuple[int, ...], formats: tuple[str, str]
         applier = Applier(held, 64 * MIB, failures.append)
         undo.callback(applier.close)
         await applier.open(lambda: connected(1))
-        await applier.begin(1, None, TERM)
+        applier.begin(1, None, TERM)
         made = Ends(connected(0), applier, sizes, failures, rate)
         undo.callback(lambda: made.copy.close())
         yield made

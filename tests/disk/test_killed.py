@@ -17,10 +17,11 @@ from pathlib import Path
 import pytest
 
 from tests.disk import model
-from tests.disk.exporter import exporter, nodes
-from tests.disk.test_apply import ROOM, connected
+from tests.disk.exporter import exporter
+from tests.disk.test_apply import ROOM
 from tests.disk.victim import GENERATION
 from vmlink import inject
+from vmlink.disk.exporter import connected, offer
 from vmlink.disk.images import Images
 from vmlink.disk.record import Kind, Write
 from vmlink.disk.state import Standing
@@ -45,8 +46,7 @@ async def revived(directory: Path, *, scribble: random.Random | None = None) -> 
     specs = model.specs(directory)
     images = Images(specs, directory / "journal", ROOM)
     async with exporter(directory / "nbd.sock") as (exports, _):
-        for spec in specs:
-            await exports.image(spec.name, nodes(spec.path, spec.format, f"{spec.name}-x"))
+        await offer(exports, specs)
         stores = connected(exports, specs)
         for disk, write in [each for group in images.journal.groups() for each in group.writes] if scribble else []:
             if scribble is not None and scribble.random() < 0.5:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from vmlink.disk import state as states
-from vmlink.disk.dirty import SMALLEST, DirtyBlocks
+from vmlink.disk.dirty import SMALLEST, DirtyBlocks, Unconfirmed
 from vmlink.disk.mirror import Mirror
 from vmlink.disk.state import Image, Point, Standing, State
 
@@ -38,12 +38,19 @@ class Host:
                                        default=1)
 
 
+class Disk:
+    """The lists of the one disk, on the host that runs the VM."""
+
+    def __init__(self, dirty: DirtyBlocks) -> None:
+        self.dirty, self.unconfirmed = dirty, Unconfirmed()
+
+
 class TwoHosts:
     def __init__(self, chance: random.Random) -> None:
         self.chance = chance
         self.hosts = (Host(), Host())
         self.runs: int | None = None
-        self.mirror = Mirror([DirtyBlocks(SIZE)], None)
+        self.knows(DirtyBlocks(SIZE), None)
         self.record: set[int] | None = None
         self.flights: list[tuple[int, list[int], bool]] = []
         self.epoch = self.generation = self.value = 0
@@ -78,6 +85,11 @@ class TwoHosts:
     def maybe(self) -> bool:
         return self.chance.random() < 0.5
 
+    def knows(self, dirty: DirtyBlocks, point: Point | None) -> None:
+        """What a host knows when the VM starts to run on it."""
+        self.disk = Disk(dirty)
+        self.mirror = Mirror([self.disk], point)
+
     # --- the VM ---
 
     def write(self, blocks: list[int]) -> None:
@@ -87,7 +99,7 @@ class TwoHosts:
             if self.record is not None:
                 self.record.add(block)
             else:
-                self.mirror.dirty[0].mark(block * SMALLEST, 1)
+                self.disk.dirty.mark(block * SMALLEST, 1)
 
     def vm_writes(self) -> None:
         self.write(self.some())
@@ -99,7 +111,7 @@ class TwoHosts:
             self.runs = None
             return
         rested = self.here.state.standing is Standing.RESTING
-        self.mirror = Mirror(self.here.lists if rested else [DirtyBlocks(SIZE)], states.common(self.here.state))
+        self.knows(self.here.lists[0] if rested else DirtyBlocks(SIZE), states.common(self.here.state))
         self.here.state = states.started(self.here.state, 1)
 
     # --- epochs ---
@@ -109,7 +121,7 @@ class TwoHosts:
         self.epoch += 1
         if self.record:
             blocks = np.array(sorted(self.record), np.int64)
-            self.mirror.wrote(0, self.epoch, blocks * SMALLEST, np.full(len(blocks), SMALLEST))
+            self.disk.unconfirmed.note(self.epoch, blocks * SMALLEST, np.full(len(blocks), SMALLEST))
         self.flights.append((self.epoch, list(self.here.content), bool(self.record)))
         self.record = set()
 
@@ -133,7 +145,7 @@ class TwoHosts:
     def stop_recording(self) -> None:
         if self.record is not None:
             for block in self.record:
-                self.mirror.dirty[0].mark(block * SMALLEST, 1)
+                self.disk.dirty.mark(block * SMALLEST, 1)
             self.record = None
             self.flights.clear()
             self.mirror.lost()
@@ -165,12 +177,12 @@ class TwoHosts:
         point = there.state.point
         there.state = states.taken_over(there.state, 1)
         self.runs = 1 - (self.runs or 0)
-        self.mirror = Mirror([DirtyBlocks(SIZE)], point)
+        self.knows(DirtyBlocks(SIZE), point)
 
     def rest(self) -> None:
         if self.mirror.point is not None:
             self.here.state = states.rested(self.here.state, self.mirror.point, (1,), "")
-            self.here.lists = list(self.mirror.dirty)
+            self.here.lists = [self.disk.dirty]
 
     def ends(self) -> None:
         """The VM ends where it runs, in good order or not."""
@@ -237,10 +249,9 @@ def test_a_copy_by_lists_misses_nothing(seed: int) -> None:
     (Point(1, 5), None, False, False),
     (None, None, True, False),
 ])
-def test_which_images_may_be_compared_by_lists(here: Point | None, theirs: Point | None, ran: bool, agreed: bool) -> None:
-    own, other = DirtyBlocks(SIZE), DirtyBlocks(SIZE)
-    own.mark(0, 1)
+def test_which_may_be_compared_by_lists(here: Point | None, theirs: Point | None, ran: bool, agreed: bool) -> None:
+    own, other = Disk(DirtyBlocks(SIZE)), DirtyBlocks(SIZE)
+    own.dirty.mark(0, 1)
     other.mark(SMALLEST, 1)
-    mirror = Mirror([own], here)
-    assert mirror.agrees(theirs, [other] if ran else None) is agreed
-    assert own.take().tolist() == ([0, 1] if agreed and ran else [0])
+    assert Mirror([own], here).agrees(theirs, [other] if ran else None) is agreed
+    assert own.dirty.take().tolist() == ([0, 1] if agreed and ran else [0])

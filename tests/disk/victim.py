@@ -19,7 +19,7 @@ GENERATION = 99
 
 async def run(directory: Path, seed: int) -> None:
     async with applier(directory) as (made, _, heard):
-        await made.begin(GENERATION, None, 5)
+        made.begin(GENERATION, None, 5)
         made.copy(merged([model.epoch(seed, 0)]))
         number = told = 0
         while not heard:

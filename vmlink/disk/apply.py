@@ -54,6 +54,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class _Waiting:
+    copy: int
     epoch: int
     writes: DiskWrites
     size: int
@@ -73,7 +74,7 @@ class Applier:
         self._quiet: asyncio.TimerHandle | None = None
         self._applied = asyncio.Event()
         self._broken = False
-        self._generation = 0
+        self._copies = self._generation = 0
         self._point: Point | None = None
         self._flushed, self._copied = True, 0
         self.waiting_bytes = 0
@@ -100,19 +101,19 @@ class Applier:
 
     # --- a copy, then epochs ---
 
-    async def begin(self, generation: int, since: Point | None, term: int) -> None:
-        """A copy begins: nothing that came before counts any more. When this returns it is remembered that the images
-        are not whole. `since`: where the primary has not written since this point, nothing will come.
-        """
+    def begin(self, generation: int, since: Point | None, term: int) -> None:
+        """A copy begins: nothing that came before counts any more, and that the images are not whole is remembered
+        before the first piece is written. `since`: nothing will come of what was not written since this point."""
         def forget() -> None:
             self._generation, self._point = generation, None
             self._images.set(st.copied_over(self._images.state, since, term))
 
         with self._lock:
             self._waiting.clear()
-            self.waiting_bytes = 0
-        await self.run(forget)
-        self.durable = 0
+            self.waiting_bytes, self.durable = 0, 0
+            self._copies += 1
+        if not self._broken:
+            self._worker.submit(self._guarded, forget)
 
     def copy(self, writes: DiskWrites) -> None:
         """A piece of the copy, straight into the images; its writes do not overlap. The sender bounds what waits: it
@@ -127,7 +128,7 @@ class Applier:
             if not writes and not self.waiting_bytes and self.durable:
                 self.durable = epoch
                 return
-            self._waiting.append(_Waiting(epoch, writes, size))
+            self._waiting.append(_Waiting(self._copies, epoch, writes, size))
             self.waiting_bytes += size
         if not self._broken:
             self._worker.submit(self._guarded, self._apply_all)
@@ -206,7 +207,7 @@ class Applier:
         while group := self._take():
             writes = merged(waiting.writes for waiting in group)
             self._apply(Group(group[-1].epoch, writes))
-            self._loop.call_soon_threadsafe(self._done, group[-1].epoch, sum(waiting.size for waiting in group))
+            self._loop.call_soon_threadsafe(self._done, group[-1], sum(waiting.size for waiting in group))
 
     def _apply(self, group: Group) -> None:
         journal = self._images.journal
@@ -232,10 +233,12 @@ class Applier:
         if self._point is not None and self._point != self._images.state.point:
             self._images.set(st.made_whole(self._images.state, self._point))
 
-    def _done(self, epoch: int, size: int) -> None:
+    def _done(self, last: _Waiting, size: int) -> None:
+        if last.copy != self._copies:
+            return
         with self._lock:
-            self.waiting_bytes = max(0, self.waiting_bytes - size)
-        self.durable = epoch
+            self.waiting_bytes -= size
+        self.durable = last.epoch
         self._applied.set()
         if self._quiet is not None:
             self._quiet.cancel()

@@ -130,6 +130,11 @@ class Unconfirmed:
     def __len__(self) -> int:
         return len(self._epochs)
 
+    def begin(self) -> None:
+        """Another replica, which has nothing yet."""
+        self._epochs.clear()
+        self.since = 0
+
     def note(self, epoch: int, offsets: Numbers, lengths: Numbers) -> None:
         """The writes of `epoch`, in bytes. Epochs come in ascending order; one without writes needs no note."""
         self._epochs.append(_Epoch(epoch, offsets, lengths))

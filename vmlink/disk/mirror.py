@@ -7,21 +7,30 @@ are again offered as those of `point` or later, hold what those here hold.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 from vmlink.disk.dirty import DirtyBlocks, Numbers, Unconfirmed
 from vmlink.disk.state import Point
 
 
-class Mirror:
-    """`dirty`: by disk; the VM's writes are marked there as long as no record is kept of them. `point`: since when;
-    None: nothing is known, everything may differ."""
+class Place(Protocol):
+    """What is listed of one disk: `dirty` while no record is kept of the VM's writes, `unconfirmed` what was sent."""
 
-    def __init__(self, dirty: Sequence[DirtyBlocks], point: Point | None) -> None:
-        self.dirty, self.point = dirty, point
+    @property
+    def dirty(self) -> DirtyBlocks: ...
+    @property
+    def unconfirmed(self) -> Unconfirmed: ...
+
+
+class Mirror:
+    """`disks` has the lists, which are filled elsewhere. `point`: since when; None: nothing is known, everything may
+    differ."""
+
+    def __init__(self, disks: Iterable[Place], point: Point | None) -> None:
+        self._disks, self.point = list(disks), point
         self._generation = 0
-        self._unconfirmed = [Unconfirmed() for _ in dirty]
-        self._moving = [DirtyBlocks(blocks.size) for blocks in dirty]
+        self._moving = [DirtyBlocks(disk.dirty.size) for disk in self._disks]
 
     # --- a copy ---
 
@@ -38,43 +47,44 @@ class Mirror:
             return theirs.epoch >= here.epoch  # what they have beyond, they have from here: it is listed here
         if theirs.epoch > here.epoch:
             return False
-        for own, other in zip(self.dirty, lists, strict=True):
-            own.add(other.take())
+        for disk, other in zip(self._disks, lists, strict=True):
+            disk.dirty.add(other.take())
         return True
 
     def begin(self, generation: int) -> None:
         """A copy begins, and after it the epochs 1, 2, ... of this generation."""
         self._generation = generation
-        self._unconfirmed = [Unconfirmed() for _ in self.dirty]
+        for disk in self._disks:
+            disk.unconfirmed.begin()
 
     def take(self) -> list[Numbers]:
         """The listed blocks of each disk, to be sent now. At a moment at which the VM has no write under way."""
-        taken = [blocks.take() for blocks in self.dirty]
+        taken = [disk.dirty.take() for disk in self._disks]
         for moving, numbers in zip(self._moving, taken, strict=True):
             moving.add(numbers)
         return taken
 
     # --- epochs ---
 
-    def wrote(self, disk: int, epoch: int, offsets: Numbers, lengths: Numbers) -> None:
-        """What the VM wrote in this epoch, which is sent."""
-        self._unconfirmed[disk].note(epoch, offsets, lengths)
-
     def confirm(self, epoch: int) -> None:
         """The other host has all up to this epoch on disk."""
-        for unconfirmed in self._unconfirmed:
-            unconfirmed.confirm(epoch)
+        for disk in self._disks:
+            disk.unconfirmed.confirm(epoch)
         if epoch:
             for moving in self._moving:
                 moving.take()  # it has arrived
 
+    def at(self, epoch: int) -> Point:
+        """The point that the images of both hosts will have in common when this epoch is the last."""
+        return Point(self._generation, epoch)
+
     def lost(self) -> None:
         """The other host's replica is lost, or the copy of it broke off. What the VM has written and no epoch carries
-        must be in `dirty` already."""
-        since = max((unconfirmed.since for unconfirmed in self._unconfirmed), default=0)
+        must be in `dirty` already. Idempotent."""
+        since = max((disk.unconfirmed.since for disk in self._disks), default=0)
         if since:
-            self.point = Point(self._generation, since)
-        for blocks, moving, unconfirmed in zip(self.dirty, self._moving, self._unconfirmed, strict=True):
-            unconfirmed.spill(blocks)
-            blocks.add(moving.take())
-        self._unconfirmed = [Unconfirmed() for _ in self.dirty]
+            self.point = self.at(since)
+        for disk, moving in zip(self._disks, self._moving, strict=True):
+            disk.unconfirmed.spill(disk.dirty)
+            disk.unconfirmed.begin()
+            disk.dirty.add(moving.take())
