@@ -113,6 +113,8 @@ class Monitor:
         self._shutdown = ""
         self.version = ""
         self.timeout = CALL_TIMEOUT
+        self.listener: Callable[[str, Mapping[str, object]], None] | None = None
+        """Hears each event of QEMU's, by name and data; must not raise."""
 
     @classmethod
     async def connect(cls, sock: socket.socket, *, name: str, state_fd: int, process: Process,
@@ -274,6 +276,8 @@ class Monitor:
             self._running.set()
         elif name == "SHUTDOWN":
             self._shutdown = str(data.get("reason", "unknown"))
+        if self.listener is not None:
+            self.listener(name, data)
 
     async def _error(self, command: str, cause: str, hint: str = "", *, gone: bool = False) -> VmError:
         """With what is known of QEMU. `gone`: the connection broke, so its death is waited for a moment."""

@@ -61,6 +61,7 @@ class Qemu:
         self._state_fd = state_fd
         self._command = command
         self._end: asyncio.Task[None] | None = None
+        self._paused = False
 
     @classmethod
     async def start(cls, vm: VmSpec, ram: GuestRam, *, tap_fd: int, incoming: bool, run_dir: Path,
@@ -124,13 +125,20 @@ class Qemu:
 
     async def stop(self) -> None:
         """Pause the VM; when this returns, what it wrote to its disks is on the local image and in their record."""
+        self._paused = True
         if self.drives is not None:
             self.drives.drain()
         await self.monitor.stop()
 
     async def cont(self) -> None:
         """Let the VM run. A request that failed is made again."""
+        self._paused = False
         await self.monitor.cont()
+
+    async def retry(self) -> None:
+        """Let a VM run again that a failed request has stopped; one that was paused on purpose stays so."""
+        if not self._paused:
+            await self.monitor.cont()
 
     async def save_devices(self) -> bytes:
         """See `Monitor.save_devices`."""
