@@ -68,6 +68,7 @@ class Argument:
 
     `default`: what an argument that is left out comes to; one given by its place must be there unless it is `optional`.
     `bare`: what an option comes to that is given without its value; None when it must have one.
+    `many`: an option that may be given again and again; it comes to a list.
     `read` makes the value out of the text and raises ValueError(cause, remedy); without it, `kind` decides.
     """
 
@@ -80,6 +81,7 @@ class Argument:
     default: Any = None
     optional: bool = False
     bare: Any = None
+    many: bool = False
     read: Callable[[str], Any] | None = None
 
     @property

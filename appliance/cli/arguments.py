@@ -51,6 +51,8 @@ def _add(parser: Parser, argument: Argument) -> None:
     options["type"] = _reader(argument)
     if argument.bare is not None:
         options |= {"nargs": "?", "const": argument.bare}
+    elif argument.many:
+        options["action"] = "append"
     elif argument.optional and not argument.is_option:
         options["nargs"] = "?"
     if argument.is_option:

@@ -54,7 +54,7 @@ def _usage(argument: Argument) -> str:
         return "-- COMMAND ..."
     if not argument.is_option:
         return f"[{argument.placeholder}]" if argument.optional else argument.placeholder
-    return f"[{argument.short or argument.name}{_value(argument)}]"
+    return f"[{argument.short or argument.name}{_value(argument)}]{' ...' if argument.many else ''}"
 
 
 def _value(argument: Argument) -> str:

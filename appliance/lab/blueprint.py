@@ -12,11 +12,13 @@ import msgspec
 
 from appliance.config import Timing
 from appliance.errors import Unavailable, UsageError
-from appliance.lab import third, topology
+from appliance.lab import disks, third, topology
+from appliance.lab.disks import Disk
 from appliance.lab.processes import Process, package_root
 from appliance.units import format_duration, format_size
 
 MIB = 1 << 20
+DISK_GUEST_MEMORY = 256 * MIB
 VM, VM2 = "web1", "web2"
 ROOT = Path(os.environ.get("HOLDFAST_LAB_ROOT", "/run/holdfast/lab"))
 CONSOLE = "console=ttyS0 quiet panic=-1"
@@ -47,14 +49,19 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
     arbiter: what runs on the third machine: witness, etcd or none. risk: with none, silence is taken for death.
     vms: 1, or 2 with a home each.
-    kernel: None for the guest image that the images recipe builds. append: added to the kernel command line
-    that gives the guest its addresses. epoch: None for adaptive epochs, else the length of fixed ones.
+    guest: which of the images that our recipes build: memory, or disk (its disk is the first of web1).
+    kernel: None for that image's. disks: what else web1 has, a copy on each host. disk_faults: they can fail and
+    become full. append: added to the kernel command line that gives the guest its addresses.
+    epoch: None for adaptive epochs, else the length of fixed ones.
     """
 
     name: str = "lab"
     arbiter: str = "witness"
     risk: bool = True
     vms: int = 1
+    guest: str = "memory"
+    disks: tuple[Disk, ...] = ()
+    disk_faults: bool = False
     kernel: str | None = None
     initrd: str | None = None
     append: str = ""
@@ -80,10 +87,11 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         if self.kernel is not None:
             initrd = None if self.initrd is None else str(Path(self.initrd).absolute())
             return str(Path(self.kernel).absolute()), initrd
-        built = built_image()
+        built = built_image(self.guest)
         kernel, initrd = built / "vmlinuz", self.initrd or str(built / "initrd.img")
         if not kernel.is_file():
-            raise Unavailable(f"there is no guest image in {built}", "make image, or give --kernel and --initrd")
+            raise Unavailable(f"there is no guest image in {built}",
+                              f"make {_TARGETS[self.guest]}, or give --kernel and --initrd")  # fmt: skip
         return str(kernel), str(Path(initrd).absolute())
 
     def command_line(self, guest: Guest) -> str:
@@ -91,13 +99,22 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         basis = CONSOLE
         if self.kernel is None:
             with contextlib.suppress(OSError, ValueError, KeyError):
-                basis = json.loads((built_image() / "manifest.json").read_text())["append"]
+                basis = json.loads((built_image(self.guest) / "manifest.json").read_text())["append"]
         return f"{basis} {guest.addresses} {self.append}".rstrip()
 
+    def all_disks(self) -> tuple[Disk, ...]:
+        """Those of web1, the guest image's own first."""
+        own = (Disk("raw", source=str(built_image("disk") / "disk.img")),) if self.guest == "disk" else ()
+        return own + self.disks
 
-def built_image() -> Path:
-    """The directory of the guest image that our recipe makes (HOLDFAST_IMAGE_DIR, or below the package)."""
-    return Path(os.environ.get("HOLDFAST_IMAGE_DIR") or package_root() / "build" / "image")
+
+_TARGETS = {"memory": "image", "disk": "image-disk"}
+
+
+def built_image(guest: str = "memory") -> Path:
+    """The directory of a guest image that our recipes make (HOLDFAST_IMAGE_DIR, or below the package)."""
+    place = Path(os.environ.get("HOLDFAST_IMAGE_DIR") or package_root() / "build" / "image")
+    return place if guest == "memory" else place.with_name(f"{place.name}-{guest}")
 
 
 class State(msgspec.Struct):
@@ -116,11 +133,16 @@ def check(options: Options) -> None:
         raise UsageError(f"{options.vms} VMs", f"choose from 1 to {len(GUESTS)}")
     if options.arbiter == "etcd" and shutil.which("etcd") is None:
         raise Unavailable("there is no program etcd", "install etcd-server, or choose --arbiter witness")
+    if options.guest not in _TARGETS:
+        raise UsageError(f"there is no guest {options.guest!r}", f"choose from {', '.join(_TARGETS)}")
+    if options.guest == "disk" and options.vms > 1:
+        raise UsageError("two VMs of the disk guest", "only web1 has disks: choose --vms 1")
     if options.vcpus < 1:
         raise UsageError(f"{options.vcpus} virtual CPUs", "give at least 1")
     for file in options.image():
         if file is not None and not os.access(file, os.R_OK):
             raise Unavailable(f"there is no readable file {file}", "correct --kernel or --initrd")
+    disks.check(options.all_disks())
     if shutil.which(options.qemu) is None:
         hint = "install qemu-system-x86, or name another with --qemu"
         raise Unavailable(f"there is no program {options.qemu}", hint)
@@ -177,10 +199,11 @@ def write_third(options: Options) -> None:
 
 
 def write_host(options: Options, host: str) -> None:
-    """Make the directory of `host` with its configuration."""
+    """Make the directory of `host` with its configuration, and its disks."""
     home = host_directory(options.name, host)
     for part in ("config", "run", "state"):
         (home / part).mkdir(parents=True)
+    disks.create(options.name, host, options.all_disks(), can_fail=options.disk_faults)
     (home / "config" / "holdfast.toml").write_text(configuration(options, host))
 
 
@@ -206,6 +229,7 @@ def configuration(options: Options, host: str) -> str:
     }
     for guest in GUESTS[: options.vms]:
         tables |= _vm_tables(options, guest)
+    tables |= disks.tables(options.name, host, VM, options.all_disks())
     return "\n".join(_table(header, keys) for header, keys in tables.items())
 
 

@@ -31,6 +31,12 @@ def _epoch(text: str) -> float | None:
     return None if text == "adaptive" else parse_duration(text + "ms" if re.fullmatch(r"[\d.]+", text) else text)
 
 
+def _disk(text: str) -> Any:
+    from appliance.lab import disks
+
+    return disks.parse(text)
+
+
 def _name(call: Call) -> str:
     from appliance.lab.processes import MARK
 
@@ -38,12 +44,16 @@ def _name(call: Call) -> str:
 
 
 def _up(call: Call) -> int:
-    from appliance.lab.blueprint import Options
+    from appliance.lab.blueprint import DISK_GUEST_MEMORY, Options
     from appliance.lab.lab import Lab
 
     chosen = ("kernel", "initrd", "append", "memory", "vcpus", "epoch", "qemu", "accel", "tracker", "log", "arbiter",
-              "vms")
+              "vms", "guest")
     given = {field: value for field in chosen if (value := getattr(call.args, field)) is not None}
+    if call.args.guest == "disk":
+        given.setdefault("memory", DISK_GUEST_MEMORY)
+    given["disks"] = tuple(call.args.disk or ())
+    given["disk_faults"] = call.args.disk_faults
     lab = Lab.up(Options(name=_name(call), **given), timeout=call.args.timeout, keep=call.args.keep,
                  progress=call.screen.note)
     status = lab.status()
@@ -70,6 +80,7 @@ def _host_line(name: str, host: dict[str, Any]) -> str:
     cells = [f"{name:<9}", f"{host['role'] or '-':<9}", f"{host['phase'] or '-':<13}"]
     cells += [f"{key} {'-' if host[key] is None else host[key]}  " for key in ("term", "epoch")]
     cut = f"  cut: {', '.join(host['cables_cut'])}" if host["cables_cut"] else ""
+    cut += f"  disks {' and '.join(host['disk_faults'])}" if host["disk_faults"] else ""
     return f"  {''.join(cells)}service {service}  qemu {host['qemu_pid'] or '-'}{cut}"
 
 
@@ -125,7 +136,13 @@ _UP = (
     Argument("--initrd", "guest initrd; build/image/initrd.img if neither is given", kind=Kind.FILE),
     Argument("--append", "added to the guest's kernel command line, which names its console and addresses",
              metavar="WORDS"),
-    Argument("--memory", "such as 256MiB; 128MiB if not given", read=_size, metavar="SIZE"),
+    Argument("--guest", "which image of ours: memory (make image), or disk with PostgreSQL (make image-disk)",
+             choices=("memory", "disk")),
+    Argument("--disk", "gives each host a copy of that image, or an empty one, as a disk of web1; raw if not said",
+             read=_disk, metavar="SIZE|PATH[:FORMAT]", many=True),
+    Argument("--disk-faults", "disks that `lab fault` can let fail or be full; slower", kind=Kind.FLAG),
+    Argument("--memory", "such as 256MiB; 128MiB if not given, for the disk guest 256MiB", read=_size,
+             metavar="SIZE"),
     Argument("--vcpus", "virtual CPUs; 1 if not given", kind=Kind.COUNT),
     Argument("--epoch", "adaptive, or a length such as 25ms", read=_epoch, metavar="adaptive|TIME"),
     Argument("--arbiter", "on the third machine; witness if not given. none: the risk of two speakers is accepted",
@@ -142,6 +159,8 @@ VERBS = (
     Verb("lab up", "make a lab: two hosts, a switch and a client on this machine; return once its VM is protected",
          arguments=(_NAMED, *_UP),
          examples=(("holdfast lab up", "a protected VM to play with"),
+                   ("holdfast lab up --guest disk", "a guest with PostgreSQL on a replicated disk"),
+                   ("holdfast lab up --disk 8GiB --disk 1GiB:qcow2", "with two empty disks"),
                    ("holdfast lab up --name two --vms 2", "another, with a VM at home on each host")),
          schema="holdfast.lab/1", run=_up, shell=False),
     Verb("lab status", "what outside tools need to know of a lab", arguments=(_NAMED,), schema="holdfast.lab/1",

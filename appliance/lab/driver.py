@@ -15,6 +15,7 @@ from types import TracebackType
 
 from appliance.errors import HoldfastError, Unavailable
 from appliance.lab import topology
+from appliance.lab.blueprint import built_image
 from appliance.lab.lab import Lab
 from appliance.lab.processes import package_root
 from appliance.lab.recording import Recording
@@ -66,7 +67,7 @@ class Driver:
         """Start it as the client of `lab`, against our own guest. Raises HoldfastError."""
         options = ["--host", topology.VM_IP, "--streams", streams, *more]
         if "download" in streams:
-            options += ["--sha256", blob_sha256()]
+            options += ["--sha256", blob_sha256(lab.options.guest)]
         inside, environment = lab.command("client", []), lab.environment("client")
         return cls.start(out.absolute(), options, inside=inside, environment=environment)
 
@@ -122,9 +123,9 @@ class Driver:
         self.kill()
 
 
-def blob_sha256() -> str:
-    """The digest of /blob.bin in our guest image. Raises Unavailable."""
-    directory = Path(os.environ.get("HOLDFAST_IMAGE_DIR") or package_root() / "build" / "image")
+def blob_sha256(guest: str = "memory") -> str:
+    """The digest of /blob.bin in a guest image of ours. Raises Unavailable."""
+    directory = built_image(guest)
     try:
         digest: str = json.loads((directory / "manifest.json").read_text())["sha256"]["/blob.bin"]
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -9,6 +9,8 @@
     link-down[:N]  link cable N dead (0 if not given)
     both-links     all link cables dead: the hosts do not see each other any more
     uplink-down    the cable to the switch dead
+    disk-fail      every read and write of the host's disk images is an I/O error; for a lab up --disk-faults
+    disk-full      the file system with them is full; for the same
     witness-down   SIGKILL to the arbiter on the third machine, `witness`; all others are for the hosts
 
 `power_loss` is the crash of both hosts at once. `arm` lets a service run into a fault at a named step of its work.
@@ -26,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.errors import Unavailable, UsageError
-from appliance.lab import blueprint, processes, third, topology
+from appliance.lab import blueprint, disks, fallible, processes, third, topology
 from appliance.lab.kinds import KINDS
 from appliance.lab.processes import Process
 from vmlink import inject as injection
@@ -124,6 +126,8 @@ def inject(lab: str, host: str, kind: str, service: Process | None) -> Fault:
         return _cut(lab, host, kind, topology.LINKS)
     if kind == "uplink-down":
         return _cut(lab, host, kind, (topology.UPLINK,))
+    if kind in ("disk-fail", "disk-full"):
+        return _disk(lab, host, kind)
     if kind == "crash":
         return _crash(lab, host)
     if kind == "qemu-kill":
@@ -134,6 +138,14 @@ def inject(lab: str, host: str, kind: str, service: Process | None) -> Fault:
 
 def _now(kind: str, host: str) -> Fault:
     return Fault(kind, host, time.time(), time.monotonic())
+
+
+def _disk(lab: str, host: str, kind: str) -> Fault:
+    if not blueprint.read_state(lab).options.disk_faults:
+        raise Unavailable(f"{kind}: the disks of this lab cannot fail", "holdfast lab up --disk-faults")
+    fault = _now(kind, host)
+    (fallible.fail if kind == "disk-fail" else fallible.fill)(disks.home(lab, host))
+    return fault
 
 
 def _cut(lab: str, host: str, kind: str, names: Sequence[str]) -> Fault:

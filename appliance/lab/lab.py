@@ -17,7 +17,7 @@ from typing import Any
 
 from appliance import control
 from appliance.errors import HoldfastError, NoPermission, TimedOut, Unavailable, UsageError
-from appliance.lab import blueprint, faults, processes, third, topology
+from appliance.lab import blueprint, disks, fallible, faults, processes, third, topology
 from appliance.lab.blueprint import VM, Options, State
 from appliance.lab.faults import Cables, Fault
 from appliance.lab.processes import Process
@@ -25,6 +25,7 @@ from appliance.lab.topology import HOSTS
 
 POLL = 0.05  # seconds between two looks at the hosts while waiting
 REDIS_PORT = 6379
+ECHO_PORT = 7  # the last thing that our guests do when they boot
 LOG_TAIL = 15  # lines of a log to show after a failure
 
 Progress = Callable[[str], None]
@@ -194,6 +195,8 @@ class Lab:
             if cut := cables.down():
                 cables.restore()
                 done.append(f"cables back: {', '.join(cut)}")
+        if self.options.disk_faults and (mended := fallible.mend(disks.home(self.name, host))):
+            done.append(f"disks no longer {' and '.join(mended)}")
         service = self.service(host)
         if service is not None and service.stopped:
             service.signal(signal.SIGCONT)
@@ -263,6 +266,8 @@ class Lab:
                 "service_pid": service.pid if service is not None else None,
                 "service_paused": service.stopped if service is not None else False,
                 "cables_cut": cut,
+                "disks": disks.summary(self.name, host, self.options.all_disks()),
+                "disk_faults": fallible.faults(disks.home(self.name, host)) if self.options.disk_faults else [],
                 **{key: vm.get(key) for key in ("qemu_pid", "role", "phase", "term", "epoch")},
             }
         raise Unavailable(f"the network of lab {self.name!r} is gone", f"holdfast lab down --name {self.name}")
@@ -304,7 +309,7 @@ class Lab:
             raise Unavailable(f"{host}: {last}", hint)
 
     def wait_guest(self, timeout: float = 60.0) -> None:
-        """Return once the redis of our guest image answers the client. Raises TimedOut after `timeout` seconds."""
+        """Return once our guest image says that all it serves is there. Raises TimedOut after `timeout` seconds."""
         deadline = time.monotonic() + timeout
         guests = blueprint.GUESTS[: self.options.vms]
         while not all(self._answers(guest.ip) for guest in guests):
@@ -318,9 +323,9 @@ class Lab:
             probe = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         with probe, contextlib.suppress(OSError):
             probe.settimeout(1.0)
-            probe.connect((ip, REDIS_PORT))
-            probe.sendall(b"PING\r\n")
-            return probe.recv(16).startswith(b"+PONG")
+            probe.connect((ip, ECHO_PORT))
+            probe.sendall(b"ready?")
+            return probe.recv(16) == b"ready?"
         return False
 
 
@@ -367,6 +372,7 @@ def down(name: str) -> list[str]:
     if home.exists():
         shutil.rmtree(home)
         done.append(f"directory {home}")
+    done += disks.remove(name)
     for parent in (blueprint.ROOT, blueprint.ROOT.parent):
         with contextlib.suppress(OSError):
             parent.rmdir()  # only if nothing else is in it

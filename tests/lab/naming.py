@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from appliance.lab import blueprint
+from appliance.lab import blueprint, disks
 from appliance.lab.lab import down
 from appliance.lab.processes import MARK
 
@@ -19,6 +19,8 @@ def traces(name: str) -> list[str]:
     """Whatever there is on this machine of the lab `name`."""
     found = [f"namespace {entry}" for entry in os.listdir("/run/netns") if entry.startswith(f"hf-{name}-")]
     found += [f"directory {blueprint.directory(name)}"] if blueprint.directory(name).exists() else []
+    found += [f"disks {disks.directory(name)}"] if disks.directory(name).exists() else []
+    found += [line for line in Path("/proc/mounts").read_text().splitlines() if f"/{name}/" in line]
     for entry in os.listdir("/proc"):
         try:
             marked = f"{MARK}={name}".encode() in Path(f"/proc/{entry}/environ").read_bytes().split(b"\0")
