@@ -27,7 +27,7 @@ step = @printf '%-7s %s\n' '$(1)' '$(2)'; mkdir -p $(LOG); \
 	( $(3) ) >$(LOG)/$(1).log 2>&1 || { rc=$$?; tail -n 40 $(LOG)/$(1).log; echo "$(1): failed, all of it in $(LOG)/$(1).log" >&2; exit $$rc; }
 endif
 
-.PHONY: help setup bpf shim image image-disk man check model test-fast test demo campaign bench lab-clean clean
+.PHONY: help setup bpf shim image image-disk man check model test-fast test demo demo-disk campaign bench lab-clean clean
 
 help:
 	@echo 'make setup      Debian packages (as root, when one is missing) and the Python environment in $(VENV)'
@@ -37,6 +37,7 @@ help:
 	@echo 'make image-disk the guest on a disk, with PostgreSQL, into $(BUILD)/image-disk'
 	@echo 'make man        the manual pages and the bash completion, into $(BUILD)/man and $(BUILD)/completion'
 	@echo 'make demo       two hosts on this machine, a VM, and what its clients see when a host dies'
+	@echo 'make demo-disk  a database on a replicated disk outlives N crashes (20), and the loss of power of both hosts'
 	@echo 'make campaign   N faults one after another, each judged, into $(BUILD)/campaign/report.json; SEED=, ROUND=, ARGS='
 	@echo 'make model      the protocol verified exhaustively with SPIN; each configuration ends with errors: 0'
 	@echo 'make test       the checks and all tests      (as root; does all set-up itself)'
@@ -112,11 +113,14 @@ test: check model bpf shim image image-disk
 demo: setup bpf shim image
 	$(Q)$(PY) -m appliance.lab.demo --out $(BUILD)/demo
 
+demo-disk: setup bpf shim image image-disk
+	$(Q)$(PY) -m appliance.lab.demo_disk --out $(BUILD)/demo-disk $(if $(N),--crashes $(N)) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
 campaign: setup bpf shim image
 	$(Q)$(PY) -m appliance.lab.campaign --count $(or $(N),300) $(if $(SEED),--seed $(SEED)) \
 	    $(if $(ROUND),--round $(ROUND)) --out $(BUILD)/campaign $(ARGS)
 
-bench: setup bpf shim image
+bench: setup bpf shim image image-disk
 	$(Q)mkdir -p $(BUILD)/bench
 	$(Q)$(PY) -m tests.bench.run $(if $(ONLY),--only $(ONLY)) --out $(BUILD)/bench/report.json
 

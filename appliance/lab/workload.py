@@ -22,10 +22,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from appliance.lab import postgres
 from appliance.lab.judge import CounterJudge, WriteJudge
+from appliance.lab.ledger import Ledger
 from appliance.lab.ping import Ping
 from appliance.lab.recording import Recording, Verdict
 from appliance.lab.streams import TIMEOUT_S, Download, Echo, Incr, Redis, Set, Stream, WrongAnswer
+from appliance.lab.transfers import Bank, Transfer
 
 ALL = ("incr", "set", "download", "echo", "ping")
 UNAVAILABLE = 69
@@ -45,6 +48,10 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--sha256", default="", metavar="HEX", help="its digest; needed for downloads")
     parser.add_argument("--download-every", type=float, metavar="SECONDS", help="least time between two starts")
     parser.add_argument("--echo-every", type=float, metavar="SECONDS", help="least time between two messages")
+    parser.add_argument("--transfers", type=int, default=0, metavar="N", help="clients of a bank in PostgreSQL")
+    parser.add_argument("--bank", default="bank", metavar="NAME", help="of its tables, which must be there")
+    parser.add_argument("--postgres-port", type=int, default=postgres.PORT)
+    parser.add_argument("--ledger", type=Path, metavar="FILE", help="what the bank acknowledges is added to it")
     parser.add_argument("--duration", type=float, metavar="SECONDS", help="stop by itself; stdin is ignored then")
     parser.add_argument("--ready-timeout", type=float, default=30.0, metavar="SECONDS")
     options = parser.parse_args(argv)
@@ -52,6 +59,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     unknown = set(options.streams) - set(ALL)
     if unknown:
         parser.error(f"no such stream: {', '.join(sorted(unknown))} (there are {', '.join(ALL)})")
+    if options.transfers and options.ledger is None:
+        parser.error("transfers need a --ledger")
     if "download" in options.streams and len(options.sha256) != 64:
         parser.error("downloads need --sha256 with 64 hex digits, or leave them out with --streams")
     return options
@@ -74,6 +83,11 @@ def make_streams(options: argparse.Namespace, run: str) -> dict[str, Stream]:
             streams[name].pace_s = Echo.pace_s if options.echo_every is None else options.echo_every
         else:
             streams[name] = Ping(options.host)
+    if options.transfers:
+        bank, ledger = Bank(options.bank), Ledger(options.ledger)
+        for client in range(options.transfers):
+            transfer = Transfer((options.host, options.postgres_port), bank, client, ledger)
+            streams[transfer.name] = transfer
     return streams
 
 

@@ -2,10 +2,10 @@
 /*
  * Lets a test look into the guest: port 10, a process for each connection. One line in, NAME [ARGUMENT ...];
  * what /usr/lib/holdfast/checks/NAME prints comes back, then the line "exit STATUS". Only what lies there can
- * be run, and no shell sees the arguments: letters, digits and =._,:-
+ * be run, and no shell sees the arguments: letters, digits and =._,:/-
  *
  * `freeze` is built in: the root file system holds still, everything written is on the disk, and "frozen" is
- * said. A second line, the end of the connection, or one minute thaws it.
+ * said. A second line or the end of the connection thaws it, or else one minute, which is a failure.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -24,7 +24,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { PORT = 10, LINE = 1024, MAX_WORDS = 32, MAX_CLIENTS = 8, FROZEN_MS = 60 * 1000, PATIENCE_S = 60 };
+enum { PORT = 10, LINE = 1024, MAX_WORDS = 32, MAX_CLIENTS = 8, FROZEN_MS = 60 * 1000, PATIENCE_S = 60, TOO_LONG = 124 };
 
 static void die(const char *what)
 {
@@ -52,7 +52,7 @@ static int read_line(int fd, char *line)
 static int fit(const char *word)
 {
 	for (const char *at = word; *at; at++)
-		if (!isalnum((unsigned char)*at) && !strchr("=._,:-", *at))
+		if (!isalnum((unsigned char)*at) && !strchr("=._,:/-", *at))
 			return 0;
 	return 1;
 }
@@ -61,12 +61,14 @@ static int freeze(int client)
 {
 	struct pollfd gone = { .fd = client, .events = POLLIN };
 	int root = open("/", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	int asked;
 
 	if (root < 0 || ioctl(root, FIFREEZE, 0))
 		return 1;
-	if (dprintf(client, "frozen\n") > 0)
-		poll(&gone, 1, FROZEN_MS);
-	return ioctl(root, FITHAW, 0) ? 1 : 0;
+	asked = dprintf(client, "frozen\n") > 0 && poll(&gone, 1, FROZEN_MS) > 0;
+	if (ioctl(root, FITHAW, 0))
+		return 1;
+	return asked ? 0 : TOO_LONG;
 }
 
 static int run(int client, char **words)
@@ -76,7 +78,7 @@ static int run(int client, char **words)
 	int status;
 
 	snprintf(path, sizeof(path), "/usr/lib/holdfast/checks/%s", words[0]);
-	if (strchr(words[0], '.') || access(path, X_OK)) {
+	if (strpbrk(words[0], "./") || access(path, X_OK)) {
 		dprintf(client, "there is no check %s\n", words[0]);
 		return 127;
 	}
@@ -105,7 +107,7 @@ static int serve(int client)
 		return 64;
 	for (char *word = strtok_r(line, " \r", &rest); word; word = strtok_r(NULL, " \r", &rest)) {
 		if (count == MAX_WORDS || !fit(word)) {
-			dprintf(client, "at most %d words of letters, digits and =._,:-\n", MAX_WORDS);
+			dprintf(client, "at most %d words of letters, digits and =._,:/-\n", MAX_WORDS);
 			return 64;
 		}
 		words[count++] = word;
