@@ -102,6 +102,8 @@ class Link:
         self.listening = False
         """Is there nothing to read, as far as is known? Not while a message is being handled."""
         self.rtt: float | None = None
+        self.sent_bytes = self.received_bytes = 0
+        """Of messages with their headers, since the service started."""
         self.reason = "not connected yet"
         self.ended_here = False
         """Did this host end the last connection although the peer was there?"""
@@ -152,6 +154,7 @@ class Link:
                         await loop.sock_sendall(sock, part)
                     inject.point("link.sending")
                     await asyncio.sleep(0)  # a socket with room never waits: others need their turn
+                self.sent_bytes += len(header) + message.size
             self._wake.clear()
             await self._wake.wait()
 
@@ -167,6 +170,7 @@ class Link:
             if not count:
                 raise ConnectionResetError("the peer closed the connection")
             filled += count
+            self.received_bytes += count
             if sock is self._socket:  # and not one that still says hello
                 self.heard, self.listening = time.monotonic(), False
         return view

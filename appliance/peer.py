@@ -297,5 +297,6 @@ class Peer:
             "timeout_ms": round(self._rhythm.timeout(now) * 1e3),
             "links": [{"name": link.name, "state": "up" if link.up else "down",
                        "active": link is self._active, "carrier": link.carrier, "reason": link.reason,
-                       "rtt_us": None if link.rtt is None else round(link.rtt * 1e6)} for link in self.links],
+                       "rtt_us": None if link.rtt is None else round(link.rtt * 1e6),
+                       "sent_bytes": link.sent_bytes, "received_bytes": link.received_bytes} for link in self.links],
         }

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 SOURCES = (
     "appliance.cli.status",
     "appliance.cli.health",
+    "appliance.cli.events",
+    "appliance.cli.waiting",
+    "appliance.cli.top",
     "appliance.cli.history",
     "appliance.cli.moving",
     "appliance.cli.protecting",
@@ -142,7 +145,8 @@ class Verb:
     def all_arguments(self) -> tuple[Argument, ...]:
         """With those that it has because of what it is."""
         shared: tuple[Argument, ...] = (CONFIRMED,) if self.unsafe else ()
-        shared += (JSON, PRETTY, COLOUR) if self.schema else ()
+        shared += (JSON, PRETTY) if self.schema else ()
+        shared += (COLOUR,) if self.schema or self.access is not Access.LOCAL else ()
         shared += (CONTROL,) if self.access is not Access.LOCAL else ()
         return self.arguments + shared
 
@@ -189,6 +193,11 @@ def find(words: Sequence[str]) -> tuple[Verb, int] | None:
         if found:
             return max(found, key=lambda one: one[1])
     return None
+
+
+def declared_for(service: str) -> bool:
+    """Is there a verb that asks for that verb of the control socket?"""
+    return any(verb.service == service for verb in every())
 
 
 def access(service: str) -> Access:

@@ -73,7 +73,7 @@ class Service:
         verbs.orders = self._report.orders = self._detours.orders = self._history.orders = self._orders
         own = {"status": self._status, "epochs": self._epochs}
         self._control = ControlServer(config.control_path, {**own, **table}, {"events": self._events_verb},
-                                      registry.access, config.host.group)
+                                      registry.access, config.host.group, self._ordered)
 
     async def run(self, ready_fd: int | None = None) -> int:
         """Run until SIGTERM or SIGINT, or until a defect shows; returns an exit code.
@@ -134,6 +134,13 @@ class Service:
             await self._firewall.close()
             await self._arbiter.close()
         return Exit.FAILED if defects else Exit.OK
+
+    def _ordered(self, verb: str, args: dict[str, Any], user: int) -> None:
+        """Somebody gives an order, whatever comes of it."""
+        if registry.declared_for(verb):
+            told = {key[:32]: value[:64] if isinstance(value, str) else value for key, value in args.items()
+                    if isinstance(value, str | bool | int | float)}
+            self.events.tell("order", verb=verb, args=told, user_id=user)
 
     def _open_fronts(self) -> list[str]:
         fronts = {name: vm.machine.front for name, vm in self.vms.items()}

@@ -67,7 +67,8 @@ class Call:
             return
         answer = self.screen.confirms(f"{question} Do it?")
         if answer is None:
-            raise Unsafe(f"{self.verb.name} is unsafe: {question}", "repeat it with --yes if that is meant")
+            reason = f"{question[:1].lower()}{question[1:]}".rstrip(".")
+            raise Unsafe(f"{self.verb.name} asks first: {reason}", "repeat it with --yes if that is meant")
         if not answer:
             raise Unsafe(f"{self.verb.name} was not confirmed", "nothing was done")
 

@@ -35,10 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return Exit.OK
 
 
-def execute(words: Sequence[str], defaults: dict[str, Any] | None = None) -> int:
-    """Run one command. `defaults` stand for options that were not given. Raises what is no foreseeable fault."""
+def execute(words: Sequence[str], defaults: dict[str, Any] | None = None, *, shell: bool = False) -> int:
+    """Run one command. `defaults` stand for options that were not given; `shell`: only verbs that the shell offers.
+    Raises what is no foreseeable fault."""
     try:
-        return _run(words, defaults or {})
+        return _run(words, defaults or {}, shell)
     except HoldfastError as error:
         return _fail(words, error.message, error.hint, error.exit_code, {"code": error.code, **error.details()})
     except Exception as error:
@@ -51,7 +52,7 @@ def execute(words: Sequence[str], defaults: dict[str, Any] | None = None) -> int
         raise
 
 
-def _run(words: Sequence[str], defaults: dict[str, Any]) -> int:
+def _run(words: Sequence[str], defaults: dict[str, Any], shell: bool) -> int:
     from appliance.cli import arguments
     from appliance.cli.call import Call
 
@@ -61,6 +62,8 @@ def _run(words: Sequence[str], defaults: dict[str, Any]) -> int:
     if found is None:
         return _not_a_verb(words)
     verb, length = found
+    if shell and not verb.shell:
+        raise UsageError(f"{verb.name} is not for the shell", f"holdfast {verb.name}, on the command line")
     args = arguments.read(verb, words[length:])
     for key, value in defaults.items():
         if getattr(args, key, None) in (None, False, "auto"):

@@ -44,8 +44,8 @@ def _fence_question(args: argparse.Namespace) -> str | None:
 VERBS = (
     Verb(
         "switchover", "move a VM to the other host; its clients lose nothing",
-        text="""The VM is paused, its last epoch committed, all that it sent goes out, then the other host goes on.
-It takes a VM that is protected and a host that can carry it; otherwise nothing is done. Works on either host.""",
+        text="""The VM is paused, its last epoch committed, all that it sent goes out, then the other host goes on. It
+takes a VM that is protected and a host that can carry it; otherwise nothing is done. Works on either host.""",
         arguments=(_VM,), examples=(("holdfast switchover web1", "to the other host, wherever it runs now"),),
         access=Access.ROOT, service="switchover", schema="holdfast.switchover/1", render=_moved,
     ),
@@ -54,15 +54,15 @@ It takes a VM that is protected and a host that can carry it; otherwise nothing 
         text="""None moves to it by itself until it is undone. It still holds replicas, and still takes over when the
 other host dies: stop its service before you take it down. A host whose service starts anew is no longer drained.""",
         arguments=(_HOST, Argument("--undo", "VMs may come to it again; none moves by this", kind=Kind.FLAG)),
-        examples=(("holdfast drain alpha", "before alpha is repaired"),
+        examples=(("holdfast drain alpha && holdfast wait gone", "on alpha: then it may be rebooted"),
                   ("holdfast drain alpha --undo", "it may have VMs again")),
         access=Access.ROOT, service="drain", schema="holdfast.drain/1", render=_drained, code=_all_moved,
         exits={Exit.DEGRADED: "a VM stays, and the answer says why"},
     ),
     Verb(
         "fence", "keep a host out: silent at once, until the fence is lifted",
-        text="""The host shuts its fronts, ends its VMs and replicas, writes that down and stays out, over restarts too.
-What it ran is taken over if the other host has a whole replica.
+        text="""The host shuts its fronts, ends its VMs and replicas, writes that down and stays out, over restarts
+too. What it ran is taken over if the other host has a whole replica.
 
 A host that cannot be reached cannot be told. With --off your word stands for the arbiter's: this host goes on alone,
 takes over or starts the VMs. Cut the other's power first: if it is alive after all, two hosts speak.""",

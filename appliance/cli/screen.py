@@ -48,6 +48,11 @@ class Screen:
         """Progress and questions, beside what is printed."""
         print(line, file=self.err, flush=True)
 
+    def progress(self, line: str) -> None:
+        """How far long work is, for a person who waits for it."""
+        if self.err.isatty():
+            self.note(line)
+
     def confirms(self, question: str) -> bool | None:
         """Does the person at the terminal say yes? None when there is nobody to ask."""
         if not (sys.stdin.isatty() and self.err.isatty()):

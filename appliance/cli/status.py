@@ -66,8 +66,10 @@ def _vm_lines(name: str, vm: dict[str, Any], screen: Screen) -> Iterator[str]:
     yield row(f"vm {name}", str(vm.get("role")), screen.paint(vm.get("phase")), progress)
     if vm.get("reason"):
         yield row("  reason", str(vm["reason"]))
+    if there := vm.get("peer"):
+        yield row("  there", str(there.get("role")), screen.paint(there.get("phase")), f"term {there.get('term')}")
     if vm.get("paused"):
-        yield row("  paused", "by the operator: it is not protected until it is resumed")
+        yield row("  unprotected", f"by the operator, until holdfast protect {name}")
     conditions = vm.get("conditions") or {}
     if conditions.get("unfit"):
         yield row("  peer unfit", str(conditions["unfit"]))

@@ -56,14 +56,16 @@ class ControlServer:
     """Serves `verbs` and `streams` on the UNIX socket `path` until `close`.
 
     Root may use all of them. `group` may open the socket too, where there is such a group, and use those verbs
-    for which `access` says Access.GROUP.
+    for which `access` says Access.GROUP. `ordered` hears of each other verb: its arguments, and the user
+    id of who asked.
     """
 
     def __init__(self, path: Path, verbs: dict[str, Verb], streams: dict[str, Stream] | None = None,
-                 access: Callable[[str], Access] = lambda verb: Access.ROOT, group: str = "") -> None:
+                 access: Callable[[str], Access] = lambda verb: Access.ROOT, group: str = "",
+                 ordered: Callable[[str, dict[str, Any], int], None] = lambda verb, args, uid: None) -> None:
         self.path = path
         self._verbs, self._streams = verbs, streams or {}
-        self._access, self._group = access, group
+        self._access, self._group, self._ordered = access, group, ordered
         self._listener: socket.socket | None = None
         self._accepting: asyncio.Task[None] | None = None
         self._clients: dict[asyncio.Task[None], float] = {}  # when each last did something, monotonic seconds
@@ -92,8 +94,11 @@ class ControlServer:
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while True:
+            await _readable(listener)
             try:
-                connection, _ = await loop.sock_accept(listener)
+                connection, _ = listener.accept()  # not the loop's: one must not be lost when this is cancelled
+            except BlockingIOError:
+                continue
             except OSError as error:  # no descriptors are left: those that come may wait
                 log.warning("a control client cannot be taken: %s", error)
                 await asyncio.sleep(1.0)
@@ -128,7 +133,8 @@ class ControlServer:
 
     async def _converse(self, task: asyncio.Task[None], reader: asyncio.StreamReader,
                         writer: asyncio.StreamWriter) -> None:
-        root = _is_root(writer)
+        user = _user(writer)
+        root = user in (0, os.geteuid())
         await _send(writer, _line({"protocol": PROTOCOL}))
         while True:
             try:
@@ -152,6 +158,8 @@ class ControlServer:
                 refused = NoPermission(f"{request.verb[:40]} is for root alone", "run this as root")
                 await _send(writer, _failure(request.id, refused))
             elif request.verb not in self._streams:
+                if self._access(request.verb) is not Access.GROUP:
+                    self._ordered(request.verb, request.args, user)
                 await _send(writer, await self._answer(request))
             elif not await self._stream(task, request, reader, writer):
                 return
@@ -191,34 +199,43 @@ class ControlServer:
             return True
         self._streaming.add(task)
         items = self._streams[request.verb](request.args)
-        client = asyncio.ensure_future(reader.read(1))
+        client, coming = asyncio.ensure_future(reader.read(1)), asyncio.ensure_future(anext(items))
         try:
             while True:
-                coming = asyncio.ensure_future(anext(items))
                 await asyncio.wait((coming, client), return_when=asyncio.FIRST_COMPLETED)
                 if client.done():
-                    coming.cancel()
-                    await asyncio.wait((coming,))
                     return False
                 await _send(writer, _line({"id": number, "item": coming.result()}))
                 self._clients[task] = time.monotonic()
+                coming = asyncio.ensure_future(anext(items))
         except StopAsyncIteration:
             await _send(writer, _line({"id": number, "ok": {}}))
         except HoldfastError as exc:
             await _send(writer, _failure(number, exc))
         finally:
             self._streaming.discard(task)
-            client.cancel()
-            await asyncio.wait((client,))
+            for ours in (client, coming):
+                ours.cancel()
+            await asyncio.gather(client, coming, return_exceptions=True)
             await items.aclose()
         return True
 
 
-def _is_root(writer: asyncio.StreamWriter) -> bool:
-    """Is the client root, or whoever runs this service? As the kernel says."""
+async def _readable(listener: socket.socket) -> None:
+    """Somebody wants to be taken."""
+    loop, there = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(listener, there.set)
+    try:
+        await there.wait()
+    finally:
+        loop.remove_reader(listener)
+
+
+def _user(writer: asyncio.StreamWriter) -> int:
+    """The client's user id, as the kernel says."""
     connection = writer.get_extra_info("socket")
     raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    return _CREDENTIALS.unpack(raw)[1] in (0, os.geteuid())
+    return int(_CREDENTIALS.unpack(raw)[1])
 
 
 async def _send(writer: asyncio.StreamWriter, line: bytes) -> None:

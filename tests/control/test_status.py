@@ -45,7 +45,7 @@ host alpha      peer beta       up              lease 80 ms  silence 300 ms
   link1         down
 vm web1         primary         protected       term 7  epoch 184213  committed 184212
   reason        the backup has a whole replica
-  paused        by the operator: it is not protected until it is resumed
+  unprotected   by the operator, until holdfast protect web1
   peer unfit    no memory
   detour        its traffic goes through the peer's uplink, over link0
   qemu          pid 4123        tracker uffd-wp

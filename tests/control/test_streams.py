@@ -15,7 +15,7 @@ import pytest
 
 from appliance.control import call, stream
 from appliance.control import server as serving
-from appliance.errors import NoPermission, Unavailable
+from appliance.errors import NoPermission, Unavailable, Unreachable
 from tests.control.conftest import Running
 
 Until = Callable[[Callable[[], object]], None]
@@ -107,6 +107,17 @@ def test_a_stream_that_does_not_come_in_time(server: Running) -> None:
     next(items)
     with pytest.raises(TimeoutError):
         next(items)
+
+
+def test_a_service_that_ends_ends_its_streams(server: Running, caplog: pytest.LogCaptureFixture) -> None:
+    items = stream(server.path, "wait", first={})
+    next(items)
+    server.run(server.server.close())
+    assert server.streams == 0
+    with pytest.raises(Unreachable):
+        next(items)
+    assert caplog.records == []
+    server.run(server.server.start())
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
