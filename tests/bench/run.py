@@ -22,7 +22,7 @@ from typing import Any
 from appliance.errors import HoldfastError
 
 SCHEMA = "holdfast.bench/1"
-GROUPS = ("checkpoint", "echo", "crash", "switchover", "gate", "track", "service")
+GROUPS = ("checkpoint", "echo", "crash", "switchover", "gate", "track", "service", "operator")
 GOALS: dict[str, tuple[float, str]] = {
     "checkpoint.pause.p50": (5, "lower"),
     "checkpoint.pause.p99": (20, "lower"),
@@ -37,6 +37,8 @@ GOALS: dict[str, tuple[float, str]] = {
     "switchover.broken": (0, "lower"),
     "gate.bulk.ratio": (0.5, "higher"),
     "service.rss": (150, "lower"),
+    "operator.status.wall": (150, "lower"),
+    "operator.status.wall.p95": (150, "lower"),
 }
 
 
