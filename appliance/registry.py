@@ -30,6 +30,7 @@ SOURCES = (
     "appliance.cli.moving",
     "appliance.cli.protecting",
     "appliance.cli.running",
+    "appliance.cli.shell",
     "appliance.cli.help",
     "appliance.cli.completion",
     "appliance.lab.commands",
