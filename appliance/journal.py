@@ -18,6 +18,9 @@ from vmlink.checkpoint import Snapshot
 log = logging.getLogger("holdfast.vm")
 
 EVENTS = 50
+WORRYING = frozenset({"asking", "failed", "fenced", "peer-down", "qemu-died", "refused", "replication-failed",
+                      "takeover-begin"})
+"""Events and phases that are a warning in the log."""
 EPOCHS = 4096
 SUMMARY = 512
 
@@ -65,7 +68,14 @@ class Journal:
     def event(self, name: str, **fields: Any) -> None:
         """Note what happened now, and tell it."""
         self.events.append(self._told.tell(name, self._vm, **fields))
-        log.info("%s: %s %s", self._vm, name, " ".join(f"{key}={value}" for key, value in fields.items()))
+        log.log(logging.WARNING if name in WORRYING else logging.INFO, "%s: %s %s", self._vm, name,
+                " ".join(f"{key}={value}" for key, value in fields.items()))
+
+    def phase(self, phase: str, was: str, reason: str, cause: str, **fields: Any) -> None:
+        """The VM is in another phase now."""
+        self.events.append(self._told.tell(phase, self._vm, was=was, reason=reason, cause=cause, **fields))
+        log.log(logging.WARNING if phase in WORRYING else logging.INFO, "%s: %s -> %s: %s%s", self._vm, was, phase,
+                reason, f"; because: {cause}" if cause != reason else "")
 
     # --- what goes out ---
 

@@ -71,6 +71,8 @@ class Protection:
         self.arbiter_answer: Answer | None = None
         """The last one to a renewal; None when there was none."""
         self._refusal = ""
+        self.ticked = time.monotonic()
+        """When the core last heard that time passes."""
         self._unsettled = True
         """The arbiter may have granted this host what it did not use: an answer was lost, or a former life's was."""
 
@@ -106,9 +108,8 @@ class Protection:
                 before, now = self.state, time.monotonic()
                 self.state, effects = step(before, self._events.popleft(), now)
                 if self.state.phase is not before.phase:
-                    self.journal.event(self.state.phase, was=before.phase, role=self.state.role, term=self.state.term,
-                                       reason=self.state.reason, cause=cause(self.state, effects),
-                                       planned=self.state.needs_word)
+                    self.journal.phase(self.state.phase, before.phase, self.state.reason, cause(self.state, effects),
+                                       role=self.state.role, term=self.state.term, planned=self.state.needs_word)
                 for effect in effects:
                     self._perform(effect)
         finally:
@@ -210,6 +211,7 @@ class Protection:
         while True:
             await asyncio.sleep(core.RETRY / 4)
             self.post(core.Tick())
+            self.ticked = time.monotonic()
 
     # --- what the peer says ---
 

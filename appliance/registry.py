@@ -27,6 +27,7 @@ SOURCES = (
     "appliance.cli.waiting",
     "appliance.cli.top",
     "appliance.cli.history",
+    "appliance.cli.log",
     "appliance.cli.moving",
     "appliance.cli.protecting",
     "appliance.cli.running",

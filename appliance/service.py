@@ -9,7 +9,7 @@ import gc
 import logging
 import os
 import signal
-import sys
+import time
 from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
@@ -28,6 +28,10 @@ from appliance.health.health import Health
 from appliance.health.machines import Guest
 from appliance.health.report import Report
 from appliance.history.history import History
+from appliance.logs.lines import Form
+from appliance.logs.logs import Logs
+from appliance.logs.logs import start as start_logs
+from appliance.notify import Notifier
 from appliance.offer import Stock
 from appliance.orders import Orders
 from appliance.outlook import Outlook
@@ -42,6 +46,8 @@ log = logging.getLogger("holdfast")
 
 GIVE_AWAY = 3.0
 """Seconds within which each VM must have gone to the peer when this service stops."""
+STUCK = 5.0
+"""Seconds without a decision about a VM, though time passes, after which this service is not alive."""
 FAREWELL = 0.5
 """Seconds the peer gets to hear that this service is leaving."""
 
@@ -49,8 +55,9 @@ FAREWELL = 0.5
 class Service:
     """Everything on one host."""
 
-    def __init__(self, config: cfg.Config) -> None:
-        self._config = config
+    def __init__(self, config: cfg.Config, logs: Logs) -> None:
+        self._config, self._logs, self._notifier = config, logs, Notifier()
+        logs.position = self._position
         window = sum(vm.limits.in_flight for vm in config.vm.values())
         self.events = Events()
         self.peer = Peer(config, self, window, self.events)
@@ -66,12 +73,14 @@ class Service:
         self._stock = Stock(config, self._qemus, self._outlook.changed)
         self._health = Health(config, self.peer.links, self._guests, self._outlook.changed)
         self._report = Report(config.host.name, config.peer.name, self._health)
+        self.events.listen(lambda event, now: self._notifier.status(self._line()))
         verbs = Verbs(config.host.name, config.peer.name, self.vms, self._outlook.drained)
         table = {**verbs.table(), "health": self._report.verb, "history": self._history.verb}
         self._detours = Detours(config, self.peer, self.vms)
         self._orders = Orders(self.peer, {**table, "detour": self._detours.verb})
         verbs.orders = self._report.orders = self._detours.orders = self._history.orders = self._orders
-        own = {"status": self._status, "epochs": self._epochs}
+        own = {"status": self._status, "epochs": self._epochs, "log": logs.levels, "log-set": logs.set,
+               "log-tail": logs.tail}
         self._control = ControlServer(config.control_path, {**own, **table}, {"events": self._events_verb},
                                       registry.access, config.host.group, self._ordered)
 
@@ -106,7 +115,8 @@ class Service:
             looking = [watched(self._outlook.run(), "outlook"), watched(self._health.run(), "health"),
                        watched(self._arbiter_watch.run(), "arbiter"), watched(self._stock.run(), "capacity"),
                        watched(self._detours.run(), "detours"),
-                       watched(self._report.run(), "report"), watched(self._history.run(), "history")]
+                       watched(self._report.run(), "report"), watched(self._history.run(), "history"),
+                       watched(self._notifier.watch(self._stuck), "watchdog")]
             gc.freeze()  # what lives as long as the service need not be looked at by each collection
             log.info("host %s is ready, its peer is %s", self._config.host.name, self._config.peer.name)
             self.events.tell("ready", host=self._config.host.name, peer=self._config.peer.name)
@@ -114,8 +124,10 @@ class Service:
                 with contextlib.suppress(OSError):
                     os.write(ready_fd, b"ready\n")
                 os.close(ready_fd)
+            self._notifier.ready()
             await stop.wait()
             log.info("stopping")
+            self._notifier.stopping()
             self.events.tell("stopping")
             for task in looking:
                 task.cancel()
@@ -176,6 +188,20 @@ class Service:
         for vm in self.vms.values():
             yield {"what": "vm", "vm": vm.name, **vm.brief()}
 
+    def _line(self) -> str:
+        """How things are, in one line."""
+        vms = (f"{vm.name} {vm.state.role} {vm.state.phase} (term {vm.state.term})" for vm in self.vms.values())
+        return f"{', '.join(vms)}; {self.peer.name} {'up' if self.peer.up else 'down'}"
+
+    def _stuck(self) -> str:
+        """Which core has not moved for long, if any."""
+        late = [vm.name for vm in self.vms.values() if time.monotonic() - vm.ticked > STUCK]
+        return f"{', '.join(late)}: no decision for {STUCK:g} s" if late else ""
+
+    def _position(self, vm: str) -> tuple[int, int] | None:
+        found = self.vms.get(vm)
+        return (found.state.term, found.epoch) if found is not None else None
+
     # --- what the peer reports ---
 
     def peer_up(self) -> None:
@@ -229,10 +255,11 @@ class Service:
                 "vms": {name: vm.journal.records() for name, vm in self.vms.items()}}
 
 
-def main(config: cfg.Config, ready_fd: int | None = None) -> int:
+def main(config: cfg.Config, ready_fd: int | None = None, form: Form = Form.AUTO) -> int:
     """Run the service in the foreground; logs go to standard error. Returns an exit code."""
-    logging.basicConfig(stream=sys.stderr, level=config.host.log.upper(),
-                        format="%(asctime)s.%(msecs)03d %(levelname)-7s %(name)s: %(message)s",
-                        datefmt="%H:%M:%S")
-    priority.lead_alone()
-    return asyncio.run(Service(config).run(ready_fd))
+    logs = start_logs(config.host.log, form)
+    try:
+        priority.lead_alone()
+        return asyncio.run(Service(config, logs).run(ready_fd))
+    finally:
+        logs.close()

@@ -14,7 +14,6 @@ import math
 import os
 import signal
 import socket
-import sys
 import time
 from pathlib import Path
 from typing import cast
@@ -23,6 +22,9 @@ from appliance.arbiter import key
 from appliance.arbiter.datagram import Question, Reply, address, peek, seal, unseal
 from appliance.arbiter.shelf import Shelf
 from appliance.errors import HoldfastError, NoPermission, Unavailable
+from appliance.logs.lines import Form
+from appliance.logs.logs import start
+from appliance.notify import Notifier
 from appliance.watched import is_defect, watched
 
 WAITING = 256
@@ -103,7 +105,7 @@ async def _bind(listen: str, witness: Witness) -> asyncio.DatagramTransport:
     return transport
 
 
-async def _run(listen: str, shelf: Shelf, keys: Path, ready_fd: int | None) -> None:
+async def _run(listen: str, shelf: Shelf, keys: Path, ready_fd: int | None, notifier: Notifier) -> None:
     """Serve until SIGTERM or SIGINT."""
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     witness = Witness(shelf, keys)
@@ -125,7 +127,12 @@ async def _run(listen: str, shelf: Shelf, keys: Path, ready_fd: int | None) -> N
         with contextlib.suppress(OSError):
             os.write(ready_fd, b"ready\n")
         os.close(ready_fd)
+    notifier.ready()
+    notifier.status(f"serves {listen}, {len(shelf)} records")
+    watchdog = watched(notifier.watch(lambda: ""), "watchdog")
     await stop.wait()
+    notifier.stopping()
+    watchdog.cancel()
     transport.close()
     writer.cancel()
     await asyncio.gather(writer, return_exceptions=True)
@@ -133,13 +140,16 @@ async def _run(listen: str, shelf: Shelf, keys: Path, ready_fd: int | None) -> N
         raise HoldfastError(defects[0], "this is a defect: please report it")
 
 
-def main(listen: str, state: Path, keys: Path, ready_fd: int | None = None) -> None:
+def main(listen: str, state: Path, keys: Path, ready_fd: int | None = None, form: Form = Form.AUTO) -> None:
     """Serve in the foreground until SIGTERM or SIGINT; logs go to standard error.
 
     Raises HoldfastError when it cannot start.
     """
-    logging.basicConfig(stream=sys.stderr, level="INFO", datefmt="%H:%M:%S",
-                        format="%(asctime)s.%(msecs)03d %(levelname)-7s %(name)s: %(message)s")
+    with contextlib.closing(start("info", form)):
+        _serve(listen, state, keys, ready_fd)
+
+
+def _serve(listen: str, state: Path, keys: Path, ready_fd: int | None) -> None:
     if not keys.is_dir():
         raise Unavailable(f"there is no directory {keys}", f"make it, with PAIR.key in it; {key.HOW}")
     for path in sorted(keys.glob("*.key")):
@@ -148,4 +158,4 @@ def main(listen: str, state: Path, keys: Path, ready_fd: int | None = None) -> N
         except HoldfastError as error:  # the other pairs are served all the same
             log.error("%s; %s: this pair gets no answers", error.message, error.hint)
     with contextlib.closing(Shelf(state)) as shelf:
-        asyncio.run(_run(listen, shelf, keys, ready_fd))
+        asyncio.run(_run(listen, shelf, keys, ready_fd, Notifier()))

@@ -12,12 +12,15 @@ from appliance.registry import Argument, Kind, Verb
 DEFAULT_CONFIG = "/etc/holdfast"
 _DIR_HELP = f"holds the *.toml files; {DEFAULT_CONFIG} if not given"
 _READY = Argument("--ready-fd", "write a line to this descriptor once ready", kind=Kind.COUNT)
+_LOG_FORMAT = Argument("--log-format", "of the lines on standard error; auto: journal if systemd's journal reads them",
+                       choices=("auto", "text", "journal", "json"), default="auto")
 
 
 def _service(call: Call) -> int:
     from appliance import config, service
+    from appliance.logs.lines import Form
 
-    return service.main(config.load(Path(call.args.config)), ready_fd=call.args.ready_fd)
+    return service.main(config.load(Path(call.args.config)), call.args.ready_fd, Form(call.args.log_format))
 
 
 def _check_config(call: Call) -> int:
@@ -34,20 +37,22 @@ def _check_config(call: Call) -> int:
 
 def _witness(call: Call) -> int:
     from appliance.arbiter import key, witness
+    from appliance.logs.lines import Form
 
     args = call.args
     if args.make_key is not None:
         key.make(Path(args.make_key))
         call.screen.say(f"{args.make_key}: a new key; both hosts of the pair and the witness need it")
         return Exit.OK
-    witness.main(args.listen, Path(args.state_dir), Path(args.keys), args.ready_fd)
+    witness.main(args.listen, Path(args.state_dir), Path(args.keys), args.ready_fd, Form(args.log_format))
     return Exit.OK
 
 
 VERBS = (
     Verb(
         "service", "run this host's service in the foreground",
-        arguments=(Argument("--config", _DIR_HELP, kind=Kind.DIRECTORY, default=DEFAULT_CONFIG), _READY),
+        arguments=(Argument("--config", _DIR_HELP, kind=Kind.DIRECTORY, default=DEFAULT_CONFIG), _READY,
+                   _LOG_FORMAT),
         examples=(("holdfast service", "what the unit of systemd runs"),), run=_service, shell=False,
         exits={Exit.OK: "it was stopped in good order", Exit.FAILED: "a defect of Holdfast ended it; see its log",
                Exit.NO_PERMISSION: "it does not run as root", Exit.CONFIG: "the configuration is wrong"},
@@ -71,7 +76,7 @@ VERBS = (
             Argument("--keys", "holds PAIR.key for each pair; /etc/holdfast-witness if not given", kind=Kind.DIRECTORY,
                      default="/etc/holdfast-witness"),
             Argument("--make-key", "write a new key, and do nothing else", kind=Kind.FILE),
-            _READY,
+            _READY, _LOG_FORMAT,
         ),
         examples=(("holdfast witness --make-key /etc/holdfast-witness/alpha-beta.key", "the key of a new pair"),
                   ("holdfast witness", "serve all pairs that have a key")),

@@ -36,7 +36,7 @@ ACCEPT_SECONDS = 0.001  # between two connections, for the same reason
 Verb = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 Stream = Callable[[dict[str, Any]], AsyncGenerator[dict[str, Any], None]]
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid: struct ucred of socket(7)
-log = logging.getLogger(__name__)
+log = logging.getLogger("holdfast.control")
 
 
 class _Request(msgspec.Struct, forbid_unknown_fields=True):
