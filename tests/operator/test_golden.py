@@ -32,8 +32,8 @@ CASES: dict[str, tuple[str, Exit]] = {
     "unprotect": ("unprotect web1 --yes", Exit.OK),
 }
 """Each file, the command whose answer it holds, and how that ends."""
-ELSEWHERE = {"events", "wait", "top", "shell", "history"}
-"""Verbs whose output is not the answer to one question; they are tested below, in test_shell.py, in tests/history."""
+ELSEWHERE = {"events", "wait", "top", "shell", "history", "log set", "log levels", "log tail"}
+"""Verbs whose output is not the answer to one question; they are tested below and in files of their own."""
 each = pytest.mark.parametrize(("name", "command", "code"), [(name, *case) for name, case in CASES.items()])
 
 
