@@ -12,8 +12,11 @@ from typing import Any
 
 import pytest
 
+from appliance.lab import soundness
+from appliance.lab.ledger import Audit, Ledger
 from appliance.lab.postgres import Postgres
 from appliance.lab.streams import WrongAnswer
+from appliance.lab.transfers import Bank
 from tests.images.conftest import DISK_IMAGE, Guest, inside
 
 pytestmark = pytest.mark.slow
@@ -22,9 +25,9 @@ CHECKS, HTTP, POSTGRES, REDIS = 10, 80, 5432, 6379
 Boot = Callable[[Path], contextlib.AbstractContextManager[Guest]]
 
 
-@pytest.fixture(scope="module")
-def disk(disk_manifest: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    copy = tmp_path_factory.mktemp("disk") / "disk.img"
+@pytest.fixture
+def disk(disk_manifest: dict[str, Any], tmp_path: Path) -> Path:
+    copy = tmp_path / "disk.img"
     subprocess.run(["cp", "--sparse=always", DISK_IMAGE / "disk.img", copy], check=True, timeout=60)
     return copy
 
@@ -82,10 +85,12 @@ def test_a_broken_page_is_found(disk_boot: Boot, disk: Path) -> None:
         assert status != 0 and "Bad checksums:  1" in said
 
 
-def test_the_checks_of_a_running_guest(disk_boot: Boot, disk: Path) -> None:
+def test_the_checks_of_a_running_guest(disk_boot: Boot, disk: Path, tmp_path: Path) -> None:
     with disk_boot(disk) as guest:
         frozen_is_clean_on_the_disk(guest, disk)
         fio_measures_and_nothing_else_is_run(guest)
+        an_index_that_lacks_a_row_is_found(guest)
+        what_the_bank_lost_is_found(guest, tmp_path / "ledger")
 
 
 def frozen_is_clean_on_the_disk(guest: Guest, disk: Path) -> None:
@@ -109,7 +114,36 @@ def fio_measures_and_nothing_else_is_run(guest: Guest) -> None:
     assert status == 0 and json.loads(said)["jobs"][0]["write"]["iops"] > 0
     assert check(guest, "forget") == (0, "")
     assert check(guest, "nothing")[0] == 127
-    assert check(guest, "../database stop")[0] == 64
+    assert check(guest, "../database stop")[0] == 127
     assert check(guest, "fio $(reboot)")[0] == 64
     assert check(guest, "..")[0] == 127
     assert database(guest).query("SELECT 1") == [("1",)]
+
+
+def an_index_that_lacks_a_row_is_found(guest: Guest) -> None:
+    session = database(guest)
+    assert soundness.check(session).problems == []
+    session.query("CREATE TABLE torn (id int PRIMARY KEY)")
+    ready = "UPDATE pg_index SET indisready = {} WHERE indexrelid = 'torn_pkey'::regclass"
+    for step in (ready.format("false"), "INSERT INTO torn VALUES (1)", ready.format("true")):
+        session.query(step)
+    assert soundness.check(session, "other").problems == []
+    [problem] = soundness.check(session, "torn").problems
+    assert "torn_pkey" in problem and "lacks matching index tuple" in problem
+    session.query("REINDEX TABLE torn")
+    assert soundness.check(session).problems == []
+
+
+def what_the_bank_lost_is_found(guest: Guest, path: Path) -> None:
+    session, bank, ledger = database(guest), Bank("bank"), Ledger(path)
+    bank.create(session)
+    for number in range(1, 6):
+        bank.transfer(session, 0, number)
+        ledger.acknowledged(0, number)
+    audit = Audit(path)
+    found = bank.audit(session, audit)
+    assert (found.transactions, found.problems) == (5, [])
+    session.query("DELETE FROM bank_history WHERE number = 3")
+    found = bank.audit(session, audit)
+    assert (found.lost, found.wrong) == (1, 1)  # and the money no longer adds up
+    assert any("0/3" in problem for problem in found.problems)
