@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The other host runs the VM: this one receives whole epochs and what the VM received since, and can go on.
 
-One epoch arrives in `message`: pieces wait aside, COMMIT makes it whole, it is acknowledged, then applied.
+One epoch arrives in `message`: pieces wait aside, COMMIT makes it whole, it is acknowledged, then applied: to memory
+here, to the images of its disks by `vmlink/disk/apply.py`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from appliance import config as cfg
 from appliance import core
+from appliance.backup_disks import BackupDisks
 from appliance.first_copy import SyncOffer, offer_of
 from appliance.journal import Journal
 from appliance.outbound import EPOCH_BYTES
@@ -21,8 +24,9 @@ from vmlink import inject
 from vmlink.qemu import Qemu
 from vmlink.ram import GuestRam
 from vmlink.replica import Replica
-from vmlink.wire import Buffer, Commit, Message, Type, WireError, decode_frames, decode_pieces
+from vmlink.wire import Ack, Buffer, Commit, Message, Type, WireError, decode_frames, decode_pieces
 
+OF_DISKS = (Type.DISK_BEGIN, Type.DISK_ASK, Type.DISK_READ)
 MAX_EPOCHS = 128
 """Epochs whose output may wait to be known as released; more than may ever be in flight."""
 log = logging.getLogger("holdfast.backup")
@@ -31,14 +35,19 @@ log = logging.getLogger("holdfast.backup")
 class Backup:
     """See the module. `post` takes what the decision core must hear."""
 
-    def __init__(self, name: str, vm: cfg.Vm, vm_id: int, copy: int, qemu: Qemu, ram: GuestRam, peer: Peer,
-                 journal: Journal, post: Callable[[core.Event], None]) -> None:
-        self._name, self._id, self._copy, self._qemu, self._ram = name, vm_id, copy, qemu, ram
+    def __init__(self, name: str, vm: cfg.Vm, vm_id: int, copy: int, qemu: Qemu, ram: GuestRam,
+                 disks: BackupDisks | None, peer: Peer, journal: Journal, post: Callable[[core.Event], None]) -> None:
+        self._name, self._id, self._copy, self._qemu, self._ram, self.disks = name, vm_id, copy, qemu, ram, disks
         self._peer, self._journal, self._post = peer, journal, post
-        self.replica = Replica(ram.pages, vm.limits.in_flight + ram.size)
+        self.replica = Replica(ram.pages, vm.limits.in_flight + vm.limits.disk + ram.size, disks.sizes if disks else ())
         self.replay = ReplayLog(vm.limits.replay_log)
         self._sent: dict[int, list[bytes]] = {}
         """By epoch: small frames that the VM sent, of epochs not known to be released."""
+
+    async def close(self) -> None:
+        """Take nothing more."""
+        if self.disks is not None:
+            await self.disks.close()
 
     async def message(self, message: Message) -> None:
         """One message of the primary's stream. Raises WireError when it makes no sense."""
@@ -55,6 +64,12 @@ class Backup:
             self.replica.add_zeros(message.epoch, payload)
         elif message.type is Type.DEVICE:
             self.replica.add_device(message.epoch, payload)
+        elif message.type is Type.DISK:
+            copied = self.replica.add_disk(message.epoch, payload)
+            if copied and self.disks is not None:
+                self.disks.copy(copied)
+        elif message.type in OF_DISKS and self.disks is not None:
+            self.disks.message(message, payload)
         elif message.type is Type.INBOUND:
             self.replay.add(decode_frames(payload))
         elif message.type is Type.OUTBOUND:
@@ -77,6 +92,8 @@ class Backup:
         self.replica.begin(term)
         self.replay.clear()
         self._sent.clear()
+        if self.disks is not None:
+            self.disks.offer(term)
         self._journal.event("sync-begin", term=term)
 
     def _keep_output(self, epoch: int, payload: Buffer) -> None:
@@ -85,13 +102,16 @@ class Backup:
         self._sent[epoch] = [frame for _, frame in decode_frames(payload)]
 
     async def _commit(self, epoch: int, commit: Commit) -> None:
-        self.replica.commit(epoch, commit)
+        writes = self.replica.commit(epoch, commit)
         self._journal.sums.epochs["received"] += 1
         inject.point("replica.received")
         if epoch == 1:
             self._journal.event("sync-done", term=self.replica.term)
             self._post(core.ReplicaWhole())
-        self._peer.send(Message(Type.ACK, self._id, self.replica.term, epoch))
+        if self.disks is not None:
+            self.disks.commit(self.replica.term, epoch, writes)
+        else:
+            self._peer.send(Message(Type.ACK, self._id, self.replica.term, epoch, (Ack().encode(),)))
         inject.point("replica.acked")
         self.replay.trim(commit.consumed)
         self._sent = {number: frames for number, frames in self._sent.items() if number > commit.released}
@@ -102,9 +122,12 @@ class Backup:
         """Small frames of whole epochs that clients may not have got, in the order they were sent."""
         return [frame for epoch in sorted(self._sent) if epoch <= self.replica.epoch for frame in self._sent[epoch]]
 
-    async def take_over(self) -> None:
-        """Finish the last whole epoch, load it and run. Raises VmError when QEMU does not come up."""
+    async def take_over(self, finish_disks: Callable[[], Awaitable[None]]) -> None:
+        """Finish the last whole epoch, load it and run. `finish_disks` gives their images free for the VM.
+
+        Raises VmError when QEMU does not come up.
+        """
         self.replica.abandon()
-        await self.replica.apply()
+        await asyncio.gather(self.replica.apply(), finish_disks())
         await self._qemu.monitor.load_devices(self.replica.device_state())
         inject.point("takeover.loaded")

@@ -99,6 +99,7 @@ class Limits(Section, frozen=True, kw_only=True):
     in_flight: Annotated[Bytes, says("epochs sent and not yet acknowledged")] = 128 * MIB
     replay_log: Annotated[Bytes, says("received frames kept for replay")] = 4 * MIB
     disk: Annotated[Bytes, says("what it writes to its disks in one epoch")] = 64 * MIB
+    copy_rate: Annotated[Bytes, says("what a copy of its disks may read in a second; 0B: as fast as it goes")] = 0
 
 
 class Vm(Section, frozen=True, kw_only=True):

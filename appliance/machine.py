@@ -8,6 +8,7 @@ output happens at once.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine
@@ -16,11 +17,14 @@ from typing import Any
 from appliance import config as cfg
 from appliance import core
 from appliance.backup import Backup
+from appliance.backup_disks import BackupDisks
+from appliance.disks import Disks, Past
 from appliance.errors import HoldfastError
 from appliance.front import Front, FrontSpec
 from appliance.journal import Journal
 from appliance.peer import Peer
 from appliance.primary import Primary
+from appliance.primary_disks import PrimaryDisks
 from appliance.watched import watched
 from ebpf.errors import BpfError
 from vmlink import inject
@@ -35,6 +39,8 @@ log = logging.getLogger("holdfast.machine")
 
 ANNOUNCEMENTS = (0.0, 0.05, 0.2, 0.6, 1.5)
 """Seconds after the gate opened at which the VM is announced again."""
+HALT_TIMEOUT = 1.0
+"""Seconds for a VM with disks to pause before it is ended; else its next copy has to compare all of them."""
 FAULTS = (VmError, HoldfastError, BpfError, OSError, inject.Injected)
 
 
@@ -50,6 +56,10 @@ class Machine:
         self.qemu: Qemu | None = None
         self._ram: GuestRam | None = None
         self.drives: Drives | None = None
+        self._spec = VmSpec(name=name, memory_bytes=vm.memory, vcpus=vm.vcpus, mac=vm.mac, kernel=vm.kernel,
+                            initrd=vm.initrd, append=vm.append, qemu=vm.qemu, accel=vm.accel,
+                            disks=tuple(DiskSpec(disk.name, disk.path, disk.format, disk.size) for disk in vm.disk))
+        self.disks = Disks(self._spec, config.host) if vm.disk else None
         self.primary: Primary | None = None
         self.backup: Backup | None = None
         self._taken_from = 0
@@ -72,6 +82,8 @@ class Machine:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._end()
+        if self.disks is not None:
+            await self.disks.close()
         if self.front is not None:
             await self.front.close()
 
@@ -83,8 +95,9 @@ class Machine:
 
     # --- what the core orders ---
 
-    def start_vm(self) -> None:
-        self._order(self._start_vm)
+    def start_vm(self, term: int) -> None:
+        """Boot the VM, under `term`."""
+        self._order(lambda: self._start_vm(term))
 
     def start_replica(self, copy: int) -> None:
         """A waiting QEMU, for the first copy of this number only."""
@@ -124,8 +137,18 @@ class Machine:
             self._announcer.cancel()
         if self.qemu is not None:
             self._journal.event("vm-stopped", reason=reason)
-            self._spawn(self.qemu.kill())  # a load under way fails now instead of at its timeout
+            self._spawn(self._kill(self.primary, self.qemu))  # a load under way fails now instead of at its timeout
         self._order(self._end)
+
+    async def _kill(self, primary: Primary | None, qemu: Qemu) -> None:
+        """End QEMU now; a VM that runs and has disks is paused first, so that all it wrote to them is known."""
+        if primary is not None and primary.disks is not None:
+            await primary.close()  # nobody lets it go on any more
+            with contextlib.suppress(VmError, TimeoutError):
+                async with asyncio.timeout(HALT_TIMEOUT):
+                    await qemu.stop()
+                    primary.disks.drained = True
+        await qemu.kill()
 
     async def message(self, message: Message) -> None:
         """A message of the primary's stream, or what its host forwards. Raises WireError when it makes no sense."""
@@ -152,19 +175,14 @@ class Machine:
             try:
                 await work()
             except FAULTS as error:
-                hint = getattr(error, "hint", "")
-                cause = getattr(error, "message", str(error)) + (f" ({hint})" if hint else "")
+                cause = _told(error)
                 log.error("%s: %s", self.name, cause)
                 if life == self._life:
                     self._post(core.VmLost(cause))
 
     async def _launch(self, *, incoming: bool) -> tuple[Qemu, GuestRam]:
         assert self.front is not None
-        vm, host = self._vm, self._config.host
-        life = self._life
-        spec = VmSpec(name=self.name, memory_bytes=vm.memory, vcpus=vm.vcpus, mac=vm.mac, kernel=vm.kernel,
-                      initrd=vm.initrd, append=vm.append, qemu=vm.qemu, accel=vm.accel,
-                      disks=tuple(DiskSpec(disk.name, disk.path, disk.format, disk.size) for disk in vm.disk))
+        vm, host, life, spec = self._vm, self._config.host, self._life, self._spec
         self.drives = await Drives.open(spec.disks, vm.limits.disk) if spec.disks else None
         loop = asyncio.get_running_loop()
         self._ram = await loop.run_in_executor(None, GuestRam.create, host.ram_dir, vm.memory)
@@ -180,19 +198,34 @@ class Machine:
             self._journal.event("qemu-died", cause=cause)
             self._post(core.VmLost(cause))
 
-    async def _start_vm(self) -> None:
+    async def _start_vm(self, term: int) -> None:
         life = self._life
+        past = await self.disks.start(term) if self.disks is not None else Past(None)
+        if life != self._life:
+            return
         qemu, ram = await self._launch(incoming=False)
         if life == self._life:
-            self._become_primary(qemu, ram)
+            self._become_primary(qemu, ram, past)
             self._post(core.VmRunning())
 
     async def _start_replica(self, copy: int) -> None:
         life = self._life
         qemu, ram = await self._launch(incoming=True)
-        if life == self._life:
-            self.backup = Backup(self.name, self._vm, self._id, copy, qemu, ram, self._peer, self._journal, self._post)
+        disks = None
+        if self.disks is not None and self.drives is not None:
+            applier = await self.disks.receive(qemu, self._vm.limits.disk, lambda error: self._lost(error, life))
+            disks = BackupDisks(applier, self.drives.sizes(), self._id, self._peer)
+        self.backup = Backup(self.name, self._vm, self._id, copy, qemu, ram, disks, self._peer, self._journal,
+                             self._post)
+        if life == self._life:  # else it is ended in its turn
             self._post(core.ReplicaReady())
+
+    def _lost(self, error: Exception, life: int) -> None:
+        """The images of the replica cannot take more."""
+        cause = _told(error)
+        log.error("%s: the disks of the replica failed: %s", self.name, cause)
+        if life == self._life:
+            self._post(core.VmLost(cause))
 
     async def _take_over(self, term: int) -> None:
         life, backup, qemu, ram, front = self._life, self.backup, self.qemu, self._ram, self.front
@@ -200,12 +233,20 @@ class Machine:
             raise VmError("there is no replica to take over from", "this is a defect: please report it")
         inject.point("takeover.persisted")
         self._journal.event("takeover-begin", term=term, epoch=backup.replica.epoch)
-        await backup.take_over()
+        past = Past(None)
+
+        async def finish_disks() -> None:
+            nonlocal past
+            if self.disks is not None and backup.disks is not None:
+                past = await self.disks.take_over(backup.disks.applier, term)
+
+        await backup.take_over(finish_disks)
         if life != self._life:
             return
         self._journal.event("takeover-done", term=term)
         self.backup, self._taken_from = None, backup.replica.term
-        self._become_primary(qemu, ram)
+        await backup.close()
+        self._become_primary(qemu, ram, past)
         replayed = backup.replay.take()
         front.inbound.inject(replayed)
         self._again = backup.unreleased()
@@ -223,10 +264,13 @@ class Machine:
         front.guard.close()  # what still comes in is forwarded
         self._post(core.HandedOver())
 
-    def _become_primary(self, qemu: Qemu, ram: GuestRam) -> None:
+    def _become_primary(self, qemu: Qemu, ram: GuestRam, past: Past) -> None:
         assert self.front is not None
-        self.primary = Primary(self.name, self._vm, self._id, self.front, qemu, ram, self._peer, self._journal,
-                               self._config.timing.lease_max, self._post)
+        disks = None
+        if self.disks is not None and self.drives is not None:
+            disks = PrimaryDisks(self.disks, self.drives, past, qemu, self._peer, self._id, self._vm.limits.copy_rate)
+        self.primary = Primary(self.name, self._vm, self._id, self.front, qemu, ram, disks, self._peer,
+                               self._journal, self._config.timing.lease_max, self._post)
 
     async def _announce(self) -> None:
         begun = time.monotonic()
@@ -239,15 +283,34 @@ class Machine:
             self.front.announce()
 
     async def _end(self) -> None:
-        primary, qemu, ram, drives = self.primary, self.qemu, self._ram, self.drives
+        primary, backup, qemu, ram, drives = self.primary, self.backup, self.qemu, self._ram, self.drives
         self.primary = self.backup = self.qemu = self._ram = self.drives = None
+        if qemu is not None:
+            await self._kill(primary, qemu)
         if primary is not None:
             await primary.close()
-        if qemu is not None:
-            await qemu.kill()
+        if backup is not None:
+            await backup.close()
         if drives is not None:
             drives.close()
+        if self.disks is not None:
+            self.disks.forget_qemu()
+            if primary is not None and primary.disks is not None:
+                await self._remember(primary.disks)
         if ram is not None:
             ram.close()
         if self.front is not None:
             self.front.gate.drop()
+
+    async def _remember(self, disks: PrimaryDisks) -> None:
+        """The VM ended: if all its writes are known, its next copy has little to do."""
+        try:
+            await disks.leave()
+        except VmError as error:
+            log.warning("%s: the next copy of its disks compares all of them: %s", self.name, error)
+
+
+def _told(error: Exception) -> str:
+    """Cause and remedy in one line."""
+    hint = getattr(error, "hint", "")
+    return getattr(error, "message", str(error)) + (f" ({hint})" if hint else "")

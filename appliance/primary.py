@@ -22,6 +22,7 @@ from appliance.front import Front
 from appliance.gate import Mark
 from appliance.journal import EpochRecord, Journal
 from appliance.peer import Peer
+from appliance.primary_disks import PrimaryDisks, cut
 from appliance.replay import ReplayFeed
 from appliance.watched import watched
 from vmlink import inject
@@ -32,7 +33,7 @@ from vmlink.pace import Pace
 from vmlink.qemu import Qemu
 from vmlink.ram import GuestRam
 from vmlink.tracker import Tracker, choose
-from vmlink.wire import WireError, encode_frames
+from vmlink.wire import Ack, Message, Type, WireError, decode_pieces, encode_frames
 
 log = logging.getLogger("holdfast.primary")
 
@@ -55,11 +56,12 @@ class _Flight:
 class Primary:
     """See the module. `post` takes what the decision core must hear."""
 
-    def __init__(self, name: str, vm: cfg.Vm, vm_id: int, front: Front, qemu: Qemu, ram: GuestRam, peer: Peer,
-                 journal: Journal, lease: float, post: Callable[[core.Event], None]) -> None:
+    def __init__(self, name: str, vm: cfg.Vm, vm_id: int, front: Front, qemu: Qemu, ram: GuestRam,
+                 disks: PrimaryDisks | None, peer: Peer, journal: Journal, lease: float,
+                 post: Callable[[core.Event], None]) -> None:
         self._name, self._vm, self._id, self._post = name, vm, vm_id, post
         self._front, self._qemu, self._ram, self._peer, self._journal = front, qemu, ram, peer, journal
-        self._drives = qemu.drives
+        self.disks = disks
         epoch = vm.epoch
         adaptive = epoch.mode == "adaptive"
         self._pace = Pace(adaptive, epoch.min, epoch.max if adaptive else epoch.length, epoch.pause_share)
@@ -114,6 +116,8 @@ class Primary:
             self._resumer = watched(self._resume(), f"{self._name} resumes")
 
     async def _resume(self) -> None:
+        if self.disks is not None:
+            self.disks.back()
         await self._runs_on()
 
     async def _renew(self) -> None:
@@ -154,8 +158,8 @@ class Primary:
         self._out.set()
         self.replay.stop()
         self.copy = None
-        if self._drives is not None:
-            self._drives.record_off()
+        if self.disks is not None:
+            self.disks.alone()
 
     async def _replicate(self, term: int, copy: int, stopping: asyncio.Event,
                          previous: asyncio.Task[None] | None) -> None:
@@ -192,7 +196,8 @@ class Primary:
         self._flight_bytes, self.epoch, self.committed, self._released = 0, 0, 0, 0
         self._release_to = None
         self._journal.event("sync-begin", term=term)
-        self.copy = FirstCopy(self._qemu, self._ram, self._peer, self._id, self._checkpointer)
+        disks = self.disks.rounds(term, stopping) if self.disks is not None else None
+        self.copy = FirstCopy(self._qemu, self._ram, self._peer, self._id, self._checkpointer, disks, self._journal)
         await self.copy.run(term, copy, stopping)
 
     async def _epochs(self, term: int, stopping: asyncio.Event) -> None:
@@ -234,6 +239,8 @@ class Primary:
         if self._released == self.epoch and waiting and not self._stopping.is_set():
             inject.point("handover.released")
             self._journal.event("handed-over", term=self.term, epoch=self.epoch)
+            if self.disks is not None:
+                self.disks.given = self.epoch
             self._left.set_result(None)  # type: ignore[union-attr]
             return True
         if self._handed:
@@ -255,8 +262,7 @@ class Primary:
             if not stopping.is_set() and epoch == 1:
                 self._begin_holding()
             marks.append((self._front.gate.mark(), self._front.inbound.consumed()))
-            if self._drives is not None:
-                records.extend(self._drives.cut())
+            records.extend(cut(self.disks))
 
         snapshot = await self._checkpointer.take(at_stop, resume=resume)
         if stopping.is_set():
@@ -304,8 +310,8 @@ class Primary:
             delay = latest - time.monotonic()
             if delay > 0:
                 waits = [gate.output(), self._leaving.wait()]
-                if self._drives is not None:
-                    waits.append(self._drives.filled.wait())
+                if self.disks is not None:
+                    waits.append(self.disks.drives.filled.wait())
                 ends = [asyncio.ensure_future(end) for end in waits]
                 await asyncio.wait(ends, timeout=delay, return_when=asyncio.FIRST_COMPLETED)
                 for end in ends:
@@ -317,7 +323,15 @@ class Primary:
         if delay > 0 and not stopping.is_set():
             await asyncio.sleep(delay)
 
-    def acknowledged(self, epoch: int) -> None:
+    def message(self, message: Message) -> None:
+        """What the backup says. Raises WireError when it makes no sense."""
+        payload = decode_pieces(message)
+        if message.type is Type.ACK:
+            self.acknowledged(message.epoch, Ack.decode(payload))
+        elif self.copy is not None and self.copy.disks is not None:
+            self.copy.disks.message(message.type, payload)
+
+    def acknowledged(self, epoch: int, ack: Ack) -> None:
         """The backup has all of `epoch`: what the VM sent until its end may go. Raises WireError for an epoch
         that is not in flight."""
         if not self._flights or not self._flights[0].epoch <= epoch <= self._flights[-1].epoch:
@@ -331,8 +345,8 @@ class Primary:
             self._journal.acked(flight.record, now)
             self._release_to = flight.mark
         self.committed = epoch
-        if self._drives is not None:
-            self._drives.acknowledged(epoch)
+        if self.disks is not None:
+            self.disks.acknowledged(epoch, ack)
         self._acked.set()
         self._release_event.set()
         if self.copy is not None:

@@ -32,6 +32,7 @@ from vmlink.wire import Message, Type, decode_pieces, vm_id
 
 log = logging.getLogger("holdfast.protection")
 
+TO_PRIMARY = (Type.ACK, Type.DISK_STATE, Type.DISK_HASHES)
 RENEW = 1.0
 """Seconds between two questions whether the arbiter's grant still stands, while this host is alone."""
 
@@ -133,7 +134,7 @@ class Protection:
             case core.Force(term):
                 self._spawn(self._force(term))
             case core.StartVm():
-                machine.start_vm()
+                machine.start_vm(self.state.term)
             case core.StartReplica(copy):
                 machine.start_replica(copy)
             case core.TakeOver():
@@ -241,9 +242,9 @@ class Protection:
             await self.machine.message(message)  # of the VM's last term too, while that one's host forwards
         elif message.term != self.state.term:
             return  # the older term is refused; of a newer one STATE tells first
-        elif message.type is Type.ACK:
+        elif message.type in TO_PRIMARY:
             if self.machine.primary is not None:
-                self.machine.primary.acknowledged(message.epoch)
+                self.machine.primary.message(message)
         else:
             await self.machine.message(message)
 
@@ -282,6 +283,8 @@ class Protection:
             "replay_log": {"bytes": backup.replay.bytes if backup else 0,
                            "dropped": backup.replay.dropped if backup else 0,
                            "unlogged": primary.replay.unlogged if primary else 0},
+            "disks": machine.disks.status(machine.drives, backup.disks.applier if backup and backup.disks else None)
+            if machine.disks else None,
             "sync": primary.copy.progress if primary and primary.copy else None,
             "events": list(self.journal.events),
         }

@@ -125,16 +125,21 @@ class Checkpointer:
         return Snapshot(numbers, data, device, begun, resumed,
                         Steps(stopped - begun, saved - stopped, resumed - saved))
 
-    async def rounds(self, limit_rounds: int = 12, last_pages: int = 2048) -> AsyncIterator[Round]:
-        """Copy all RAM while the VM runs, then again what it dirtied meanwhile, until little is left.
+    async def rounds(self, limit_rounds: int = 12, last_pages: int = 2048, *,
+                     again: bool = False) -> AsyncIterator[Round]:
+        """Copy all RAM while the VM runs, then again what it dirtied meanwhile, until little is left. `again`: only the
+        latter, after a copy of all.
 
         Each item is one piece of at most CHUNK_PAGES pages. The consumer sets the pace by asking for the next.
         Ends when a scan finds at most `last_pages` dirty pages, or after `limit_rounds`; what the last scan
         found is yielded too, the pause takes the rest.
         """
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._worker, self._tracker.arm)
-        numbers = np.arange(len(self._ram), dtype=np.int64)
+        if again:
+            numbers = await loop.run_in_executor(self._worker, self._tracker.collect)
+        else:
+            await loop.run_in_executor(self._worker, self._tracker.arm)
+            numbers = np.arange(len(self._ram), dtype=np.int64)
         for number in range(limit_rounds):
             for at in range(0, len(numbers), CHUNK_PAGES):
                 piece = numbers[at:at + CHUNK_PAGES]

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from vmlink.disk.record import WRITE_COST, DiskWrites, decode_writes
 from vmlink.errors import VmError
 from vmlink.wire import Buffer, Commit, PageData, PageNumbers, WireError, decode_numbers, decode_pages
 
@@ -28,7 +30,9 @@ class _Staged:
     epoch: int
     pages: list[tuple[PageNumbers, PageData | int]] = field(default_factory=list)
     device: list[Buffer] = field(default_factory=list)
+    writes: DiskWrites = field(default_factory=list)
     page_count: int = 0
+    data_bytes: int = 0
     device_bytes: int = 0
     held: int = 0
 
@@ -36,12 +40,14 @@ class _Staged:
 class Replica:
     """Receives one VM's stream into `pages` (uint8, n x 4096: the guest RAM that the waiting QEMU maps).
 
-    `limit_bytes` bounds what may wait aside; a stream that exceeds it is refused with WireError.
+    `limit_bytes` bounds what may wait aside; a stream that exceeds it is refused with WireError. `disks`: the size of
+    each, in bytes; what is written to them is only kept here until its epoch is whole.
     """
 
-    def __init__(self, pages: PageData, limit_bytes: int) -> None:
+    def __init__(self, pages: PageData, limit_bytes: int, disks: Sequence[int] = ()) -> None:
         self._ram = pages
         self._limit = limit_bytes
+        self._disks = disks
         self._staged: _Staged | None = None
         self._unapplied: deque[_Staged] = deque()
         self._applying = asyncio.Lock()
@@ -91,6 +97,16 @@ class Replica:
         staged.device.append(payload)
         staged.device_bytes += len(payload)
 
+    def add_disk(self, epoch: int, payload: Buffer) -> DiskWrites:
+        """Take a DISK payload. Returns what is to be written now: the writes of a first copy, which no epoch holds."""
+        disk, writes = decode_writes(payload, self._disks)
+        if epoch == 0 and not self.whole:
+            return [(disk, write) for write in writes]
+        staged = self._running(epoch, len(payload) + WRITE_COST * len(writes))
+        staged.writes.extend((disk, write) for write in writes)
+        staged.data_bytes += sum(len(write.data) for write in writes)
+        return []
+
     def _running(self, epoch: int, size: int) -> _Staged:
         if epoch != self.epoch + 1:
             raise WireError(f"a piece of epoch {epoch} after the whole epoch {self.epoch}")
@@ -101,16 +117,23 @@ class Replica:
             raise WireError(f"epoch {epoch} exceeds the {self._limit} bytes that may wait aside")
         return self._staged
 
-    def commit(self, epoch: int, commit: Commit) -> None:
-        """The epoch has been sent: it counts from here on, if it is whole. Raises WireError if it is not."""
+    def commit(self, epoch: int, commit: Commit) -> DiskWrites:
+        """The epoch has been sent: it counts from here on, if it is whole. Returns what it wrote to disks.
+
+        Raises WireError if it is not whole.
+        """
         staged = self._running(epoch, 0)
-        arrived = staged.page_count, staged.device_bytes
-        if arrived != (commit.pages, commit.device_bytes) or not staged.device:
+        arrived = staged.page_count, staged.device_bytes, len(staged.writes), staged.data_bytes
+        if arrived != (commit.pages, commit.device_bytes, commit.disk_writes, commit.disk_bytes) or not staged.device:
             raise WireError(f"epoch {epoch} is not whole: {staged.page_count} of {commit.pages} pages, "
-                            f"{staged.device_bytes} of {commit.device_bytes} bytes of device state")
+                            f"{staged.device_bytes} of {commit.device_bytes} bytes of device state, "
+                            f"{len(staged.writes)} of {commit.disk_writes} writes to disks with {staged.data_bytes} "
+                            f"of {commit.disk_bytes} bytes")
         self._staged = None
         self._unapplied.append(staged)
         self.epoch, self.consumed, self.device = epoch, commit.consumed, staged.device
+        writes, staged.writes = staged.writes, []
+        return writes
 
     async def apply(self) -> None:
         """Write every whole epoch to RAM, oldest first. A takeover calls it before it touches the replica.

@@ -268,6 +268,25 @@ class DiskData:
         return cls(number, error, memoryview(payload)[_DISK_DATA.size:])
 
 
+_ACK = struct.Struct("!Q")
+
+
+@dataclass(frozen=True)
+class Ack:
+    """The backup has a whole epoch. `durable`: the last one whose writes to disks are on its own."""
+
+    durable: int = 0
+
+    def encode(self) -> bytes:
+        return _ACK.pack(self.durable)
+
+    @classmethod
+    def decode(cls, payload: Buffer) -> Ack:
+        if len(payload) != _ACK.size:
+            raise WireError(f"an ACK payload of {len(payload)} bytes")
+        return cls(*_ACK.unpack(payload))
+
+
 _FRAME = struct.Struct("!QI")
 MAX_FRAME = 128 << 10
 """Bytes; larger than any GSO frame with its vnet header."""

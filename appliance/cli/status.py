@@ -85,7 +85,10 @@ def _vm_lines(name: str, vm: dict[str, Any], screen: Screen) -> Iterator[str]:
     if sync := vm.get("sync"):
         done = f"{size(sync.get('done_bytes'))} of {size(sync.get('total_bytes'))}"
         left = "" if sync.get("left_s") is None else f"{sync['left_s']} s left"
-        yield row("  sync", f"round {sync.get('round')}", done, f"{size(sync.get('bytes_per_s'))}/s", left)
+        what = f"{sync['what']} round" if sync.get("what") else "round"
+        moved = "" if sync.get("moved_bytes") is None else f"moved {size(sync['moved_bytes'])}"
+        yield row("  sync", f"{what} {sync.get('round')}", done, f"{size(sync.get('bytes_per_s'))}/s", left, moved)
+    yield from _disk_lines(vm.get("disks") or {}, screen)
     if gate := vm.get("gate"):
         held = f"held {gate.get('held_frames')} frames, {size(gate.get('held_bytes'))}"
         counts = f"released {gate.get('released_frames')}  overflow {gate.get('overflow_frames')}"
@@ -98,6 +101,16 @@ def _vm_lines(name: str, vm: dict[str, Any], screen: Screen) -> Iterator[str]:
     if pause.get("max"):
         figures = "  ".join(f"{key} {pause.get(key)}" for key in ("last", "p50", "p99", "max"))
         yield row("  pause", figures + " ms", f"in flight {vm.get('in_flight')} epochs")
+
+
+def _disk_lines(disks: dict[str, Any], screen: Screen) -> Iterator[str]:
+    for disk in disks.get("disks", []):
+        told = {True: str(disks.get("standing")), False: "not whole"}.get(disk.get("whole"), "-")
+        waits = f"{size(disk['to_copy_bytes'])} to copy" if disk.get("to_copy_bytes") else ""
+        form = f"{size(disk.get('size_bytes'))} {disk.get('format')}"
+        yield row(f"  disk {disk.get('name')}", told, form, str(disk.get("path")), waits)
+    if disks.get("unapplied_bytes"):
+        yield row("  unapplied", f"{size(disks['unapplied_bytes'])} acknowledged and not in the images yet")
 
 
 def _rules_lines(rules: dict[str, Any], screen: Screen) -> Iterator[str]:

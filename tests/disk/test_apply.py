@@ -45,7 +45,7 @@ async def applier(directory: Path, limit: int = LIMIT) -> AsyncIterator[tuple[Ap
                 await made.open(lambda: connected(exports, specs))
                 yield made, images, heard
             finally:
-                made.close()
+                await made.close()
     finally:
         images.close()
 

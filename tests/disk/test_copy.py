@@ -97,7 +97,7 @@ async def ends(directory: Path, sizes: tuple[int, ...], formats: tuple[str, str]
             return stores
 
         applier = Applier(held, 64 * MIB, failures.append)
-        undo.callback(applier.close)
+        undo.push_async_callback(applier.close)
         await applier.open(lambda: connected(1))
         applier.begin(1, None, TERM)
         made = Ends(connected(0), applier, sizes, failures, rate)
@@ -249,7 +249,7 @@ def test_a_disk_that_does_not_answer_is_told(tmp_path: Path, monkeypatch: pytest
     async def run() -> None:
         async with ends(tmp_path, (MIB,)) as pair:
             pair.here[0].write([Write(Kind.WRITE, 0, MIB, b"x" * MIB)])
-            pair.applier.close()
+            await pair.applier.close()
             with pytest.raises(VmError, match="did not answer about its disks within 0.2 s"):
                 await pair.copy.everything()
 

@@ -23,7 +23,7 @@ def test_a_first_copy_meant_for_another_replica_is_refused(copy: int, taken: boo
                                                            monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[core.Event] = []
     ram: Any = SimpleNamespace(pages=np.zeros((4, 4096), np.uint8), size=4 * 4096)
-    vm: Any = SimpleNamespace(limits=SimpleNamespace(in_flight=1 << 20, replay_log=1 << 20))
+    vm: Any = SimpleNamespace(limits=SimpleNamespace(in_flight=1 << 20, replay_log=1 << 20, disk=1 << 20))
     own: Any = object()
 
     async def offer_of(*_: object) -> object:
@@ -31,7 +31,7 @@ def test_a_first_copy_meant_for_another_replica_is_refused(copy: int, taken: boo
 
     monkeypatch.setattr(backup, "offer_of", offer_of)
     monkeypatch.setattr(backup, "understood", lambda *_: own)
-    taker = Backup("web", vm, 1, COPY, own, ram, own, Journal("web"), heard.append)
+    taker = Backup("web", vm, 1, COPY, own, ram, None, own, Journal("web"), heard.append)
 
     asyncio.run(taker.message(Message(Type.SYNC, 1, 7, copy, (b"{}",))))
 

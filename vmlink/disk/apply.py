@@ -29,7 +29,8 @@ from vmlink.disk import state as st
 from vmlink.disk.compare import Answer, Question, answer
 from vmlink.disk.images import Images, write_all
 from vmlink.disk.journal import Group
-from vmlink.disk.record import WRITE_COST, Kind, Overlay, Write
+from vmlink.disk.offer import Offer
+from vmlink.disk.record import WRITE_COST, DiskWrites, Kind, Overlay, Write
 from vmlink.disk.state import Point
 from vmlink.disk.store import REQUEST, Store
 from vmlink.errors import VmError
@@ -46,8 +47,6 @@ QUIET = 0.1
 SMALL = 64 << 10
 """Bytes up to which writes that follow each other are joined into one request."""
 
-DiskWrites = list[tuple[int, Write]]
-"""Disk index and write, in the order in which the VM made them."""
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -73,7 +72,7 @@ class Applier:
         self._waiting: deque[_Waiting] = deque()
         self._quiet: asyncio.TimerHandle | None = None
         self._applied = asyncio.Event()
-        self._broken = False
+        self._broken = self._closed = False
         self._copies = self._generation = 0
         self._point: Point | None = None
         self._flushed, self._copied = True, 0
@@ -90,14 +89,17 @@ class Applier:
 
         await self.run(connect)
 
-    def close(self) -> None:
-        """Apply nothing more; what waits is forgotten. Does not wait for a request under way: it fails."""
-        self._broken = True
+    async def close(self) -> None:
+        """Apply nothing more; what waits is forgotten, a request under way fails. When this returns the images are
+        nobody's. Idempotent."""
+        self._broken = self._closed = True
         if self._quiet is not None:
             self._quiet.cancel()
+        self._applied.set()
         for store in self._stores:
             store.close()
         self._worker.shutdown(wait=False, cancel_futures=True)
+        await self._loop.run_in_executor(None, self._worker.shutdown)
 
     # --- a copy, then epochs ---
 
@@ -149,6 +151,14 @@ class Applier:
             raise VmError("the disks of the replica cannot be used any more")
         return await self._loop.run_in_executor(self._worker, partial(work, *args, **kwargs))
 
+    async def offered(self) -> Offer:
+        """What the images are to a primary that is about to copy its own over them. Raises VmError."""
+        return await self.run(self._images.offered)
+
+    async def read(self, disk: int, offset: int, length: int) -> bytearray:
+        """What a disk holds, with all that came before. Raises VmError."""
+        return await self.run(lambda: self._stores[disk].read(offset, length))
+
     async def answer(self, question: Question) -> Answer:
         """What the images hold, with all that came before. Raises VmError."""
         if not question.ranges and not question.grain:
@@ -184,7 +194,8 @@ class Applier:
 
     def _tell_failure(self, error: Exception) -> None:
         self._applied.set()
-        self._failed(error)
+        if not self._closed:
+            self._failed(error)
 
     def _take(self) -> list[_Waiting]:
         """The epochs that go together: up to GROUP bytes, at least one if there is one."""

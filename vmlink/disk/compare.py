@@ -88,14 +88,15 @@ class Answer:
         return _NUMBER.pack(self.number) + np.packbits(self.zero).tobytes() + self.hashes[~self.zero].tobytes()
 
     @classmethod
-    def decode(cls, payload: Buffer, questions: dict[int, Question]) -> Answer:
-        """Raises WireError for what answers none of these questions, by number."""
+    def decode(cls, payload: Buffer, questions: dict[int, Question]) -> Answer | None:
+        """None for an answer to none of these questions, by number. Raises WireError for what cannot be one to its own.
+        """
         if len(payload) < _NUMBER.size:
             raise WireError(f"an answer in {len(payload)} bytes")
         [number] = _NUMBER.unpack_from(payload)
         question = questions.get(number)
         if question is None:
-            raise WireError(f"an answer to question {number}, which was not asked")
+            return None
         blocks = question.blocks
         bits = math.ceil(blocks / 8)
         zero = np.unpackbits(np.frombuffer(payload, np.uint8, min(bits, len(payload) - _NUMBER.size), _NUMBER.size),

@@ -10,6 +10,7 @@ round.
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -70,9 +71,14 @@ class Progress:
     moved: int = 0
     begun: float = 0.0
 
+    @property
+    def seconds(self) -> float:
+        """For how long it has been going on."""
+        return time.monotonic() - self.begun
+
     def status(self) -> dict[str, object]:
         """For the status reply."""
-        rate = self.done / max(time.monotonic() - self.begun, 1e-3)
+        rate = self.done / max(self.seconds, 1e-3)
         return {"what": "disks", "round": self.round, "done_bytes": self.done, "total_bytes": self.total,
                 "moved_bytes": self.moved, "bytes_per_s": round(rate),
                 "left_s": round((self.total - self.done) / rate, 1) if rate else None}
@@ -88,7 +94,7 @@ class DiskCopy:
         self._stores, self._vm, self._term, self._send_message = stores, vm, term, send
         self._pace = Pace(rate)
         self._worker = ThreadPoolExecutor(1, "copy of disks")
-        self._asked = 0
+        self._asked = secrets.randbits(62)  # an answer that was meant for an earlier copy must not fit
         self._questions: dict[int, Question] = {}
         self._answers: dict[int, asyncio.Future[Answer]] = {}
         self.progress = Progress(begun=time.monotonic())
@@ -229,11 +235,10 @@ class DiskCopy:
             del self._questions[number], self._answers[number]
 
     def answered(self, payload: Buffer) -> None:
-        """Take a DISK_HASHES payload. Raises WireError for what was not asked."""
+        """Take a DISK_HASHES payload; one that nobody waits for any more is of an earlier copy. Raises WireError."""
         answer = Answer.decode(payload, self._questions)
-        self.progress.moved += len(payload)
-        waiting = self._answers[answer.number]
-        if not waiting.done():
+        if answer is not None and not (waiting := self._answers[answer.number]).done():
+            self.progress.moved += len(payload)
             waiting.set_result(answer)
 
     async def _work(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

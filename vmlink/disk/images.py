@@ -12,6 +12,7 @@ from pathlib import Path
 from vmlink.disk import state as st
 from vmlink.disk.dirty import DirtyBlocks
 from vmlink.disk.journal import LOG, Journal
+from vmlink.disk.offer import Offer
 from vmlink.disk.record import Write
 from vmlink.disk.spec import DiskSpec
 from vmlink.disk.state import Image, Point, Standing, State
@@ -84,6 +85,13 @@ class Images:
         point = st.common(self.state) if lists is not None else None
         self.set(state)
         return point, lists or [DirtyBlocks(size) for size in self.sizes]
+
+    def offered(self) -> Offer:
+        """What these images are to a primary that is about to copy its own over them."""
+        if self.state.standing is not Standing.RESTING:
+            return Offer(st.common(self.state))
+        lists = self.lists()
+        return Offer(self.state.point if lists is not None else None, lists)
 
     def lists(self) -> list[DirtyBlocks] | None:
         """What the VM here wrote since the common point, by disk; None when nobody knows."""

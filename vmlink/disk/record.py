@@ -54,6 +54,10 @@ class Write(NamedTuple):
     data: Buffer = b""
 
 
+DiskWrites = list[tuple[int, Write]]
+"""The writes of a VM to its disks, in their order: disk index and write."""
+
+
 class Record:
     """The writes of one disk in one epoch, in their order. `size`: bytes that it takes."""
 

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A VM with disks: what its guest was told is written is there after the failover, and little moves afterwards."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from appliance import control
+from appliance.lab import blueprint, disks, topology
+from appliance.lab.blueprint import VM, Options
+from appliance.lab.disks import Disk
+from appliance.lab.topology import HOSTS, VM_IP
+from tests.pair.pair import Pair, until
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
+]
+
+MIB = 1 << 20
+SIZES = (64 * MIB, 16 * MIB)
+CONTROL = 9
+
+
+@pytest.fixture(scope="module")
+def disk_pair(fresh_name: Callable[[], str]) -> Iterator[Pair]:
+    pair = Pair.up(Options(name=fresh_name(), disks=(Disk("raw", size=SIZES[0]), Disk("qcow2", size=SIZES[1]))))
+    yield pair
+    pair.down()
+
+
+def ask(pair: Pair, line: str) -> str:
+    """What the guest answers: see images/guest/guestd.c."""
+    with topology.inside(pair.lab.netns("client")):
+        sock = socket.create_connection((VM_IP, CONTROL), 30)
+    with sock:
+        sock.sendall(line.encode() + b"\n")
+        return sock.recv(200).decode().strip()
+
+
+class Written:
+    """What the guest was told is on its disks: seed by place, a chunk of CHUNK bytes each."""
+
+    CHUNK = 64 << 10
+
+    def __init__(self, pair: Pair) -> None:
+        self._pair = pair
+        self._seeds: dict[tuple[int, int], int] = {}
+        self._seed = 0
+
+    def write(self, disk: int, *chunks: int) -> None:
+        for chunk in chunks:
+            self._seed += 1
+            assert ask(self._pair, f"write {disk} {chunk * self.CHUNK} {self.CHUNK} {self._seed}") == "ok"
+            self._seeds[disk, chunk] = self._seed
+
+    def check(self) -> None:
+        for (disk, chunk), seed in self._seeds.items():
+            assert ask(self._pair, f"check {disk} {chunk * self.CHUNK} {self.CHUNK} {seed}") == "ok", (disk, chunk)
+
+
+def applied(pair: Pair, host: str) -> dict[str, Any]:
+    """What `host` says of the disks, once nothing waits there."""
+    until(f"{host} has applied everything", lambda: pair.vm(host)["disks"]["unapplied_bytes"] == 0)
+    found: dict[str, Any] = pair.vm(host)["disks"]
+    return found
+
+
+def same(pair: Pair) -> bool:
+    """Do the images of both hosts hold the same?"""
+    for number, disk in enumerate(pair.lab.options.all_disks()):
+        files = [str(disks.path(pair.lab.name, host, number, disk)) for host in HOSTS]
+        compared = subprocess.run(["qemu-img", "compare", "-U", "-f", disk.format, "-F", disk.format, *files],
+                                  timeout=60, check=False, capture_output=True)
+        if compared.returncode:
+            return False
+    return True
+
+
+def quiet(pair: Pair) -> None:
+    """Nothing is written, all is applied: the images are the same."""
+    _, backup = pair.protected()
+    applied(pair, backup)
+    until("the images are the same", lambda: same(pair))
+
+
+def copies(pair: Pair, host: str) -> list[dict[str, Any]]:
+    """What the copies of the disks that `host` made took, the last one last."""
+    return [event for event in pair.vm(host)["events"] if event["event"] == "disks-copied"]
+
+
+def test_a_crash_loses_nothing_and_the_copy_moves_what_differs(disk_pair: Pair) -> None:
+    """Both hosts in turn; the one that returns holds writes of epochs that never were, and lacks others."""
+    pair, written = disk_pair, Written(disk_pair)
+    for _ in HOSTS:
+        primary, backup = pair.protected()
+        written.write(0, *range(8))
+        written.write(1, 0, 100)
+        quiet(pair)
+        written.write(0, 3, 500)
+        pair.lab.fault("crash", primary)
+        pair.takes_over(backup)
+        written.check()
+        written.write(0, 4)
+        pair.heal(primary)
+        assert pair.protected() == (backup, primary)
+        [*_, copy] = copies(pair, backup)
+        assert copy["by"] == "checksums"
+        assert Written.CHUNK <= copy["moved"] < sum(SIZES) / 10
+        quiet(pair)
+        written.check()
+    pair.sound()
+
+
+def test_a_switchover_needs_no_comparison(disk_pair: Pair) -> None:
+    """Who hands over has a point in common: what is written afterwards is listed, and moves alone."""
+    pair, written = disk_pair, Written(disk_pair)
+    primary, backup = pair.protected()
+    written.write(0, 20)
+    control.call(blueprint.control_path(pair.lab.name, primary), "switchover", timeout=60, vm=VM)
+    written.write(1, 20)
+    assert pair.protected() == (backup, primary)
+    [*_, copy] = copies(pair, backup)
+    assert copy["by"] == "lists" and copy["looked_at"] < 4 * MIB
+    written.check()
+    quiet(pair)
+    pair.sound(primary, backup)
+
+
+def test_a_backup_that_was_away_gets_what_was_written_meanwhile(disk_pair: Pair) -> None:
+    pair, written = disk_pair, Written(disk_pair)
+    primary, backup = pair.protected()
+    written.write(0, 30)
+    pair.lab.fault("service-kill", backup)
+    written.write(0, 31, 700)
+    until("what is to be copied is told", lambda: pair.vm(primary)["disks"]["disks"][0]["to_copy_bytes"] >= 131072)
+    pair.heal(backup)
+    assert pair.protected() == (primary, backup)
+    [*_, copy] = copies(pair, primary)
+    assert copy["by"] == "lists" and copy["moved"] < MIB
+    written.check()
+    quiet(pair)
+    pair.sound(primary)
+
+
+@pytest.mark.parametrize("point", ["disk.journaled", "disk.applying", "disk.applied", "disk.flushed"])
+def test_a_backup_that_dies_while_it_applies(disk_pair: Pair, point: str) -> None:
+    pair, written = disk_pair, Written(disk_pair)
+    primary, backup = pair.protected()
+    pair.arm(backup, f"{point}:kill")
+    written.write(0, 40, 41)
+    pair.dead(backup)
+    written.write(0, 42)
+    pair.heal(backup)
+    assert pair.protected() == (primary, backup)
+    assert copies(pair, primary)[-1]["by"] == "lists"
+    written.check()
+    quiet(pair)
+    pair.sound(primary)
