@@ -56,8 +56,8 @@ REPLICA = frozenset({Phase.JOINING, Phase.RECEIVING, Phase.STANDBY})
 
 @dataclass(frozen=True)
 class Peer:
-    """What the peer last said of this VM. `last`: the role it remembers; `role`: the one it plays; `settled`: it
-    is not just writing another term; `copy`: the number of its replica."""
+    """What the peer last said of this VM. `last`: the role it remembers; `role`: the one it plays; `settled`: it is not
+    just writing another term; `copy`: the number of its replica; `lifts`, `heard`: as in its State."""
 
     phase: Phase
     term: int
@@ -66,6 +66,8 @@ class Peer:
     home: bool
     settled: bool
     copy: int = 0
+    lifts: int = 0
+    heard: int = 0
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,7 @@ class State:
     highest: int = 0
     """The highest term that is on disk or on its way there."""
     retry_at: float | None = None
-    peer_speaks_until: float = 0.0
-    """When the lease of a peer that fell silent has run out, monotonic seconds."""
+    peer_speaks_until: float = 0.0  # monotonic seconds: the end of the lease of a peer that fell silent
     paused: bool = False
     """The operator does not want the VM protected now."""
     conditions: Conditions = Conditions()
@@ -113,6 +114,9 @@ class State:
     """The session ended after the VM was yielded: whether the peer went on is not known."""
     copy: int = 0
     """The number of the replica here, of those begun since this host started: what is meant for another is refused."""
+    lifts: int = 0
+    """How often the fence was lifted in this session: what the peer says before it knows, it says to a fenced host."""
+    heard: int = 0  # the peer's lifts
     losses: tuple[float, ...] = ()
     """When the backup was lost lately, monotonic seconds."""
     backoff: float = 30.0
@@ -255,13 +259,10 @@ class HandOverFailed:
 
 
 @dataclass(frozen=True)
-class Pause:
-    """The operator wants the VM unprotected for a while."""
+class Want:
+    """The operator wants the VM protected, or not for a while."""
 
-
-@dataclass(frozen=True)
-class Resume:
-    """The operator wants it protected again."""
+    protection: bool
 
 
 @dataclass(frozen=True)
@@ -300,7 +301,7 @@ class Tick:
 
 Event = (PeerUp | PeerDown | PeerSays | Persisted | VmRunning | VmLost | ReplicaReady | ReplicaWhole | ReplicaUnfit
          | SyncDone | SyncFailed | Granted | Refused | Revoked | Judged | SwitchOver | HandedOver | HandOverFailed
-         | Pause | Resume | Fence | Lift | PeerIsOff | Forced | Leaving | Tick)
+         | Want | Fence | Lift | PeerIsOff | Forced | Leaving | Tick)
 
 
 # --- effects ----------------------------------------------------------------------------------------

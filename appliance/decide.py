@@ -53,7 +53,6 @@ from appliance.core import (
     Judged,
     Leaving,
     Lift,
-    Pause,
     Peer,
     PeerDown,
     PeerIsOff,
@@ -65,7 +64,6 @@ from appliance.core import (
     ReplicaReady,
     ReplicaUnfit,
     ReplicaWhole,
-    Resume,
     Revoked,
     Role,
     Speak,
@@ -82,6 +80,7 @@ from appliance.core import (
     Tick,
     VmLost,
     VmRunning,
+    Want,
 )
 from appliance.moves import (
     asks,
@@ -114,7 +113,7 @@ def step(state: State, event: Event, now: float) -> tuple[State, list[Effect]]:
     turn = Turn(state, now)
     match event:
         case PeerUp():
-            turn.set(peer_up=True, peer=None, next_granted=False)  # what is not used may be given back
+            turn.set(peer_up=True, peer=None, lifts=0, heard=0, next_granted=False)  # unused grants may go back
             turn.effects.append(Tell())
         case PeerDown(reason, doubtful, speaks_until):
             turn.set(peer_up=False, peer=None, peer_speaks_until=speaks_until)
@@ -123,10 +122,12 @@ def step(state: State, event: Event, now: float) -> tuple[State, list[Effect]]:
                 turn.effects = [effect for effect in turn.effects if not isinstance(effect, Ask)]
                 turn.again(now + ASK_AGAIN)
         case PeerSays(peer):
-            turn.set(peer_up=True, peer=peer)
-            if state.peer is not None and state.peer.phase is Phase.FENCED is not peer.phase:
-                turn.effects.append(Tell())  # it looks at this host anew
-            _peer_says(turn, peer)
+            turn.set(peer_up=True, heard=peer.lifts)
+            if peer.lifts != state.heard:
+                turn.effects.append(Tell())  # it waits for a word that does not rest on its fence
+            if peer.heard == state.lifts:
+                turn.set(peer=peer)
+                _peer_says(turn, peer)
         case Persisted(term, role):
             _persisted(turn, term, role)
         case VmRunning():
@@ -173,13 +174,12 @@ def _ordered(turn: Turn, event: Event) -> None:
             turn.to(Phase.HANDED, "handed over; what still arrives is forwarded")
         case HandOverFailed(cause) if turn.state.phase is Phase.HANDOVER:
             hand_over_failed(turn, cause)
-        case Pause():
-            turn.set(paused=True)
-            if turn.state.phase in PROTECTING:
+        case Want(protection):
+            turn.set(paused=not protection)
+            if protection:
+                _look_again(turn)
+            elif turn.state.phase in PROTECTING:
                 _sync_failed(turn, "protection is paused by the operator")
-        case Resume():
-            turn.set(paused=False)
-            _look_again(turn)
         case Fence(reason):
             fence(turn, reason)
         case Lift():

@@ -124,9 +124,10 @@ def fence(turn: Turn, reason: str) -> None:
 
 
 def lift(turn: Turn) -> None:
-    """Back in. What the peer said so far it said to a fenced host: it is asked again by being told."""
+    """Back in. What the peer said so far it said to a fenced host, whose place it may be taking: only what it says
+    once it has heard of this counts."""
     if turn.state.phase is Phase.FENCED:
-        turn.set(peer=None)
+        turn.set(peer=None, lifts=turn.state.lifts + 1)
         turn.to(Phase.WAITING, "the fence was lifted")
         turn.persist(turn.state.highest, Role.NONE)
 

@@ -47,6 +47,8 @@ class Told(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     home: bool
     settled: bool
     copy: Term = 0
+    lifts: Term = 0
+    heard: Term = 0
 
 
 class Protection:
@@ -158,7 +160,8 @@ class Protection:
 
     def _tell(self) -> None:
         state = self.state
-        told = Told(state.phase, state.term, state.last, state.role, state.home, not state.writing, state.copy)
+        told = Told(state.phase, state.term, state.last, state.role, state.home, not state.writing, state.copy,
+                    state.lifts, state.heard)
         self._peer.send(Message(Type.STATE, self.id, state.term, 0, (msgspec.json.encode(told),)))
 
     async def _persist(self, term: int, role: core.Role) -> None:
@@ -237,7 +240,7 @@ class Protection:
             if told.phase is not was:
                 self.journal.event("peer-phase", phase=told.phase, was=was, role=told.role, term=told.term)
             self.post(core.PeerSays(PeerView(told.phase, told.term, told.last, told.role, told.home, told.settled,
-                                             told.copy)))
+                                             told.copy, told.lifts, told.heard)))
         elif message.type is Type.INBOUND:
             await self.machine.message(message)  # of the VM's last term too, while that one's host forwards
         elif message.term != self.state.term:

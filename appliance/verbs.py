@@ -130,13 +130,13 @@ class Verbs:
 
     async def unprotect(self, args: dict[str, Any]) -> dict[str, Any]:
         """Leave a VM unprotected until `protect`."""
-        return await self._want("unprotect", args, core.Pause())
+        return await self._want("unprotect", args, protection=False)
 
     async def protect(self, args: dict[str, Any]) -> dict[str, Any]:
         """Protect it again."""
-        return await self._want("protect", args, core.Resume())
+        return await self._want("protect", args, protection=True)
 
-    async def _want(self, verb: str, args: dict[str, Any], event: core.Pause | core.Resume) -> dict[str, Any]:
+    async def _want(self, verb: str, args: dict[str, Any], *, protection: bool) -> dict[str, Any]:
         """On both hosts, so that it stands whichever has the VM."""
         vm = self._vm(args)
         here = vm.state.role is Role.PRIMARY
@@ -150,5 +150,5 @@ class Verbs:
             except Unavailable:
                 if not here:
                     raise
-        vm.post(event)
+        vm.post(core.Want(protection))
         return {"schema": "holdfast.protect/1", "vm": vm.name, "paused": vm.state.paused}

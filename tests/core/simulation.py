@@ -121,7 +121,7 @@ class Pair:
                 if self.linked and host.state is not None:
                     s = host.state
                     self.other(host).inbox.append(core.Peer(s.phase, s.term, s.last, s.role, s.home, not s.writing,
-                                                             s.copy))
+                                                             s.copy, s.lifts, s.heard))
             case core.Speak(term):
                 assert host.disk == (term, Role.PRIMARY), f"{host.name} speaks under a term that is not on disk"
                 assert host.running, f"{host.name} speaks for a VM that does not run"
@@ -296,7 +296,7 @@ class Pair:
         self.settle(20)
         for host in self.hosts.values():
             self.feed(host, core.Lift())
-            self.feed(host, core.Resume())
+            self.feed(host, core.Want(True))
         self.settle(400)
         phases = {host.state.phase for host in self.hosts.values() if host.state}
         assert phases == {Phase.PROTECTED, Phase.STANDBY}, phases

@@ -130,6 +130,24 @@ def test_the_operators_word_gives_a_term_that_nobody_had() -> None:
     assert phases(pair) == {"alpha": Phase.PROTECTED, "beta": Phase.STANDBY}
 
 
+def test_what_was_said_to_a_fenced_host_does_not_count_once_its_fence_is_lifted() -> None:
+    """The peer may be taking its place: both would start the VM."""
+    pair = Pair()
+    pair.relink()  # what beta says of itself is under way
+    alpha, beta = pair.hosts["alpha"], pair.hosts["beta"]
+    pair.feed(alpha, core.Fence("ordered"))
+    pair.work(alpha)
+    pair.feed(alpha, core.Lift())
+    while beta.state is not None and beta.state.wanted is None:
+        pair.deliver(beta)  # alpha is fenced: beta takes its place
+    pair.work(alpha)
+    pair.deliver(alpha)  # what beta said before
+    for host in (alpha, beta, alpha, beta):
+        pair.work(host)
+    pair.settle()
+    assert phases(pair) == {"alpha": Phase.STANDBY, "beta": Phase.PROTECTED}
+
+
 NAMES = st.sampled_from(["alpha", "beta"])
 
 
@@ -179,7 +197,7 @@ class Faults(RuleBasedStateMachine):
 
     @rule(name=NAMES, paused=st.booleans())
     def pause(self, name: str, paused: bool) -> None:
-        self.pair.feed(self.pair.hosts[name], core.Pause() if paused else core.Resume())
+        self.pair.feed(self.pair.hosts[name], core.Want(not paused))
 
     @rule(name=NAMES, fenced=st.booleans())
     def fence(self, name: str, fenced: bool) -> None:
