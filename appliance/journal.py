@@ -120,10 +120,12 @@ class Journal:
             self.sums.freed(record)
 
     def summary(self) -> dict[str, Any]:
-        """Pauses and dirty pages of the last epochs, for the status: few enough not to hold up the event loop."""
+        """Pauses, holds and dirty pages of the last epochs, for the status: few enough not to hold up the event loop.
+        """
         latest = list(itertools.islice(reversed(self.epochs), SUMMARY))
         pauses = sorted(record.pause * 1e3 for record in latest)
         commits = sorted((r.acked_at - r.stopped_at) * 1e3 for r in latest if r.acked_at)
+        holds = sorted((r.released_at - r.output_at) * 1e3 for r in latest if r.frames and r.released_at)
         pages = [record.pages for record in latest]
         return {
             "checkpoints": self.sums.epochs["taken"],
@@ -131,6 +133,8 @@ class Journal:
                          "p50": round(quantile(pauses, 0.5), 3), "p99": round(quantile(pauses, 0.99), 3),
                          "max": round(pauses[-1] if pauses else 0.0, 3)},
             "commit_ms": {"p50": round(quantile(commits, 0.5), 3), "p99": round(quantile(commits, 0.99), 3)},
+            "hold_ms": {"p50": round(quantile(holds, 0.5), 3), "p99": round(quantile(holds, 0.99), 3),
+                        "max": round(holds[-1] if holds else 0.0, 3)},
             "dirty_pages": {"last": pages[0] if pages else 0, "max": max(pages, default=0),
                             "p50": int(statistics.median(pages)) if pages else 0},
         }

@@ -28,7 +28,7 @@ class Call:
     @property
     def control(self) -> str:
         """Path of the service's control socket."""
-        return str(self.args.control or os.environ.get(CONTROL_VARIABLE) or DEFAULT_CONTROL)
+        return str(getattr(self.args, "control", None) or os.environ.get(CONTROL_VARIABLE) or DEFAULT_CONTROL)
 
     def ask(self, service: str = "", timeout: float = TIMEOUT, **words: Any) -> dict[str, Any]:
         """What the service answers to this verb, or to another one of it. Raises HoldfastError."""

@@ -14,7 +14,7 @@ from appliance.registry import Access, Argument, Kind, Verb
 
 EVERY = 1.0
 """Seconds."""
-HEADS = ("VM", "ROLE", "PHASE", "EPOCH/S", "PAUSE", "MAX", "PAGES", "HELD", "BYTES", "HOLD", "LAG", "OUT")
+HEADS = ("VM", "ROLE", "PHASE", "EPOCH/S", "PAUSE", "MAX", "PAGES", "HELD", "BYTES", "HOLD", "MAX", "LAG", "ACK", "OUT")
 LINK_HEADS = ("LINK", "STATE", "RTT", "SENT", "RECEIVED")
 
 
@@ -35,7 +35,8 @@ def _vm(before: dict[str, Any], after: dict[str, Any], seconds: float) -> dict[s
         "pause_ms": after["pause_ms"]["p50"], "pause_max_ms": after["pause_ms"]["max"],
         "dirty_pages": after["dirty_pages"]["p50"],
         "held_frames": gate.get("held_frames", 0), "held_bytes": gate.get("held_bytes", 0),
-        "hold_ms": after["commit_ms"]["p50"], "lag_epochs": after["epoch"] - after["committed"],
+        "hold_ms": after["hold_ms"]["p50"], "hold_max_ms": after["hold_ms"]["max"],
+        "lag_epochs": after["epoch"] - after["committed"], "commit_ms": after["commit_ms"]["p50"],
         "released_bytes_per_s": _rate(was.get("released_bytes"), gate.get("released_bytes"), seconds),
         "throttled": after["throttled"],
     }
@@ -60,11 +61,12 @@ def render(found: dict[str, Any], screen: Screen) -> str:
     head = f"host {found['host']}   {peer}   over {found['interval_s']:.1f} s"
     vms = [(name, vm["role"], screen.paint(vm["phase"]), _figure(vm["epochs_per_s"]), f"{vm['pause_ms']:.1f} ms",
             f"{vm['pause_max_ms']:.1f} ms", str(vm["dirty_pages"]), str(vm["held_frames"]), size(vm["held_bytes"]),
-            f"{vm['hold_ms']:.1f} ms", str(vm["lag_epochs"]), _speed(vm["released_bytes_per_s"]))
+            f"{vm['hold_ms']:.1f} ms", f"{vm['hold_max_ms']:.1f} ms", str(vm["lag_epochs"]),
+            f"{vm['commit_ms']:.1f} ms", _speed(vm["released_bytes_per_s"]))
            for name, vm in sorted(found["vms"].items())]
     links = [(link["name"], screen.paint(link["state"]), "-" if link["rtt_us"] is None else f"{link['rtt_us']} us",
               _speed(link["sent_bytes_per_s"]), _speed(link["received_bytes_per_s"])) for link in found["links"]]
-    return "\n".join([head, "", table(HEADS, vms, "lllrrrrrrrrr"), "", table(LINK_HEADS, links, "llrrr")])
+    return "\n".join([head, "", table(HEADS, vms, "lllrrrrrrrrrrr"), "", table(LINK_HEADS, links, "llrrr")])
 
 
 def _figure(value: float | None) -> str:
@@ -90,10 +92,11 @@ def _run(call: Call) -> int:
 VERBS = (
     Verb(
         "top", "what protection does and costs, live",
-        text="""For each VM: epochs a second, the pause of each (median and longest of the last 512), dirty pages
-(median), frames and bytes held at the gate now, how long an epoch's output is held until it is acknowledged (median),
-how many epochs the backup is behind, and what leaves the gate. For each link: round trip, and bytes sent and
-received. On a terminal it is drawn anew every so often; elsewhere it prints one JSON object a line.""",
+        text="""For each VM: epochs a second; the pause of each, median and longest of the last 512; dirty pages,
+median; frames and bytes held at the gate now; how long output was held from the moment it was there until it was let
+go, median and longest; LAG, how many epochs the backup has not acknowledged; ACK, how long that takes, median; and
+what leaves the gate. For each link: round trip, and bytes sent and received. On a terminal it is drawn anew every so
+often; elsewhere it prints one JSON object a line.""",
         arguments=(Argument("--watch", f"every so often; every {EVERY:g} s if not given", kind=Kind.SECONDS, short="-w",
                             default=EVERY),
                    Argument("--count", "end after so many", kind=Kind.COUNT, short="-n")),

@@ -19,17 +19,20 @@ _CLOCK = re.compile(r"\d\d:\d\d:\d\d\.\d{3}")
 
 
 class Terminal:
-    """Runs `holdfast WORDS` in a window of `columns` by `rows`. The server of tmux is this test's own."""
+    """Runs `holdfast WORDS`, or `command`, in a window of `columns` by `rows`. There is a `holdfast` in `home`. The
+    server of tmux is this test's own."""
 
     def __init__(self, home: Path, words: list[str], *, columns: int = 110, rows: int = 24,
-                 environment: dict[str, str] | None = None) -> None:
+                 environment: dict[str, str] | None = None, command: list[str] | None = None) -> None:
+        holdfast = home / "holdfast"
+        holdfast.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m appliance.cli "$@"\n')
+        holdfast.chmod(0o755)
         self._socket = str(home / f"tmux{next(_numbers)}.sock")
         inherited = {"PYTHONPATH": str(ROOT), "HOME": str(home), "LC_ALL": "C.UTF-8", **(environment or {})}
-        command = ["env", *(f"{key}={value}" for key, value in inherited.items()),
-                   sys.executable, "-m", "appliance.cli", *words]
+        run = ["env", *(f"{key}={value}" for key, value in inherited.items()), *(command or [str(holdfast), *words])]
         # The window stays when the program has ended, with its last screen and its exit code.
         self._tmux("-f", "/dev/null", "new-session", "-d", "-x", str(columns), "-y", str(rows), "-c", str(home),
-                   shlex.join(command) + "; code=$?; echo; echo ended with $code; exec sleep 600")
+                   shlex.join(run) + "; code=$?; echo; echo ended with $code; exec sleep 600")
 
     def _tmux(self, *words: str) -> str:
         without = {key: value for key, value in os.environ.items() if not key.startswith("TMUX")}

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import subprocess
 from pathlib import Path
@@ -10,7 +11,10 @@ from pathlib import Path
 import pytest
 
 from appliance import registry
-from appliance.cli import completion
+from appliance.cli import completion, main
+from appliance.registry import CONTROL_VARIABLE
+from tests.operator.pretender import Pretender
+from tests.operator.test_golden import GOLDEN
 
 STUB = """\
 #!/bin/sh
@@ -59,6 +63,18 @@ _holdfast; printf '%s\\n' "${{COMPREPLY[@]}}" """
 ])
 def test_what_fits(script: Path, words: tuple[str, ...], expected: list[str]) -> None:
     assert offered(script, "holdfast", *words) == expected
+
+
+def test_names_come_from_the_service(host: Pretender, capsys: pytest.CaptureFixture[str],
+                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CONTROL_VARIABLE, str(host.path))
+    host.replies["status"] = json.loads((GOLDEN / "status-solo.json").read_text())
+    assert main(["completion", "vm"]) == 0 and capsys.readouterr().out == "web1 web2\n"
+    assert main(["completion", "host"]) == 0 and capsys.readouterr().out == "alpha beta\n"
+    monkeypatch.setenv(CONTROL_VARIABLE, "/nonexistent/socket")
+    assert main(["completion", "vm"]) == 0
+    said = capsys.readouterr()
+    assert said.out == said.err == "", "a message would end up in somebody's command line"
 
 
 def test_every_verb_and_every_option_is_offered(script: Path) -> None:
