@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -125,3 +127,44 @@ def test_the_shell_on_both_hosts(pair: Pair, home: Path) -> None:
         for shell in shells.values():
             shell.close()
     assert pair.protected() == (backup, primary)
+
+
+def test_hostile_clients_cost_no_protection(pair: Pair) -> None:
+    """Floods of questions, connections, nonsense and streams that nobody reads, on both hosts at once."""
+    primary, backup = pair.protected()
+    before = pair.vm(primary)
+    stop, done = threading.Event(), [0]
+
+    def hostile(path: Path, words: bytes, *, read: bool) -> None:
+        while not stop.is_set():
+            with socket.socket(socket.AF_UNIX) as client, contextlib.suppress(OSError):
+                client.settimeout(0.5)
+                client.connect(str(path))
+                client.sendall(words)
+                done[0] += 1
+                if read:
+                    client.recv(1 << 16)
+                elif b"events" in words:
+                    stop.wait(1.0)
+
+    asks = b'{"verb": "status"}\n' * 200
+    kinds = [(asks, True), (asks, False), (b"\xff" * 300_000, False), (b"", False), (b"[" * 60_000 + b"\n", True),
+             (b'{"verb": "events"}\n', False)]
+    clients = [threading.Thread(target=hostile, args=(blueprint.control_path(pair.lab.name, host), words),
+                                kwargs={"read": read}, daemon=True)
+               for host in (primary, backup) for words, read in kinds]
+    for client in clients:
+        client.start()
+    try:
+        for _ in range(8):
+            pair.client.goes_on()
+            assert told(pair, primary, "status")["vms"][VM]["term"] == before["term"]
+    finally:
+        stop.set()
+        for client in clients:
+            client.join(10)
+    assert done[0] > 50, "they were hostile indeed"
+    after = pair.vm(primary)
+    assert (after["phase"], after["term"]) == ("protected", before["term"])
+    assert after["checkpoints"] > before["checkpoints"]
+    pair.sound(primary)
