@@ -86,7 +86,7 @@ class Backup:
             differ = ", ".join(f"{field} {getattr(offer, field)} there, {getattr(own, field)} here"
                                for field in offer.__struct_fields__ if getattr(offer, field) != getattr(own, field))
             self._post(core.ReplicaUnfit(f"the VM differs between the hosts ({differ}): both need the same QEMU, "
-                                         "kernel, initrd and [vm] settings"))
+                                         "kernel, initrd and [vm] settings, and disks of the same size"))
             return
         self._post(core.ReplicaReady())  # before the old replica goes: nobody may take over from half of one
         self.replica.begin(term)

@@ -145,6 +145,7 @@ def step(state: State, event: Event, now: float) -> tuple[State, list[Effect]]:
             turn.to(Phase.PROTECTED, "the backup has a whole replica")
             judged(turn, state.conditions)
         case SyncFailed(cause) if state.phase in PROTECTING:
+            count_loss(turn)  # what fails at once each time must not be tried without end
             _sync_failed(turn, cause)
         case Granted(term) if asks(state) and term > state.term:
             granted(turn, term)
@@ -356,7 +357,7 @@ def _vm_lost(turn: Turn, cause: str) -> None:
         return
     if state.phase in REPLICA - {Phase.JOINING}:
         turn.effects.append(StopVm(cause))
-        _join(turn, f"the replica's QEMU died: {cause}")
+        _join(turn, f"the replica was lost: {cause}")
         return
     # A backup that hears WAITING from the primary of its term takes over at once.
     handed_over = state.phase in (Phase.PROTECTED, Phase.HANDOVER, Phase.HANDED, Phase.YIELDED)

@@ -56,9 +56,14 @@ class Disks:
             await _in_thread(self._images.close)
             self._images = None
 
-    async def _opened(self) -> Images:
-        if self._images is None:
-            self._images = await _in_thread(Images, self._spec.disks, self._journal_path)
+    async def _look(self) -> Images:
+        """The images as they are now: while no VM of ours used them, the operator may have changed them."""
+        await self.close()
+        self._images = await _in_thread(Images, self._spec.disks, self._journal_path)
+        return self._images
+
+    def _opened(self) -> Images:
+        assert self._images is not None
         return self._images
 
     def status(self, drives: Drives | None, applier: Applier | None) -> dict[str, Any]:
@@ -81,7 +86,7 @@ class Disks:
 
     async def start(self, term: int) -> Past:
         """The VM is about to start afresh here. Raises VmError when an image is not whole."""
-        images = await self._opened()
+        images = await self._look()
         if images.pending:
             async with exporting(self._spec.binary(), self._socket_path) as (exports, _):
                 await offer(exports, self._spec.disks)
@@ -92,7 +97,7 @@ class Disks:
 
     async def receive(self, qemu: Qemu, limit: int, failed: Callable[[Exception], None]) -> Applier:
         """Have epochs applied to the images of a QEMU that waits. See Applier for `limit` and `failed`."""
-        images = await self._opened()
+        images = await self._look()
         self._exports = exports = Exports(qemu.monitor, self._socket_path)
         await offer(exports, self._spec.disks)
         applier = Applier(images, limit, failed)
@@ -141,12 +146,12 @@ class Disks:
 
     async def rest(self, mirror: Mirror, drives: Drives) -> None:
         """The VM ended in good order, all its writes done: where it wrote since the common point is kept."""
-        images = await self._opened()
+        images = self._opened()
         await _in_thread(images.rest, mirror.point, [drive.dirty for drive in drives])
 
     async def handed_over(self, point: Point) -> None:
         """The VM was paused for good, and the other host has all of it: these images are a replica of that point."""
-        images = await self._opened()
+        images = self._opened()
         await _in_thread(images.set, st.handed_over(images.state, point))
 
     def forget_qemu(self) -> None:

@@ -80,6 +80,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     reconnect: float = 0.1
     backoff: float = 0.0
     held: int = 64 * MIB
+    copy_rate: int = 0
     log: str = "info"
 
     def image(self) -> tuple[str, str | None]:
@@ -251,7 +252,7 @@ def _vm_tables(options: Options, guest: Guest) -> dict[str, dict[str, object]]:
             "tracker": options.tracker,
         },
         f"[vm.{guest.name}.epoch]": _epoch(options),
-        f"[vm.{guest.name}.limits]": {"held": format_size(options.held)},
+        f"[vm.{guest.name}.limits]": {"held": format_size(options.held), "copy_rate": format_size(options.copy_rate)},
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -209,6 +210,34 @@ def test_a_failure_is_told_once_and_nobody_waits_for_ever(tmp_path: Path, monkey
             assert [str(error) for error in heard] == ["disk.applying"]
             with pytest.raises(VmError, match="cannot be used any more"):
                 await made.settle()
+
+    asyncio.run(run())
+
+
+def test_a_disk_that_hangs_is_a_failure_only_when_it_holds_up_the_primary(tmp_path: Path,
+                                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "STALL", 0.2)
+    going_on = threading.Event()
+
+    async def run() -> None:
+        async with applier(tmp_path, limit=64 << 10) as (made, _, heard):
+            made.begin(77, None, 5)
+            made.add(1, model.epoch(SEED, 1))
+            await made.settle()
+            hanging = asyncio.ensure_future(made.run(going_on.wait, 20))
+            await asyncio.sleep(0)  # it is in the worker
+            try:
+                made.add(2, [])
+                await made.room()
+                assert not heard
+                for number in range(3, 12):
+                    made.add(number, model.epoch(SEED, number))
+                async with asyncio.timeout(20):
+                    await made.room()
+                assert ["nothing was written to the images for 0.2 s"] == [str(error) for error in heard]
+            finally:
+                going_on.set()
+            await hanging
 
     asyncio.run(run())
 

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +27,20 @@ pytestmark = [
 MIB = 1 << 20
 SIZES = (64 * MIB, 16 * MIB)
 CONTROL = 9
+
+
+@pytest.fixture
+def own_pair(fresh_name: Callable[[], str]) -> Iterator[Callable[..., Pair]]:
+    """Makes a pair of one's own, by lab options."""
+    made: list[Pair] = []
+
+    def up(**options: Any) -> Pair:
+        made.append(Pair.up(Options(name=fresh_name(), **options)))
+        return made[-1]
+
+    yield up
+    for pair in made:
+        pair.down()
 
 
 @pytest.fixture(scope="module")
@@ -163,3 +178,73 @@ def test_a_backup_that_dies_while_it_applies(disk_pair: Pair, point: str) -> Non
     written.check()
     quiet(pair)
     pair.sound(primary)
+
+
+def test_who_was_active_last_has_all_that_was_acknowledged(disk_pair: Pair) -> None:
+    """Both hosts lose power, the one that took over last: it starts the VM, afresh, from its own images."""
+    pair, written = disk_pair, Written(disk_pair)
+    first, second = pair.protected()
+    written.write(0, 50)
+    pair.lab.fault("crash", first)
+    pair.takes_over(second)
+    written.write(0, 51)
+    written.write(1, 50)
+    pair.lab.fault("crash", second)
+    for host in (first, second):
+        pair.heal(host)
+    assert pair.protected() == (second, first)
+    pair.new_client()
+    written.check()
+    quiet(pair)
+
+
+# --- disks that fail, links that are cut ---------------------------------------------------------------
+
+def test_the_backups_disk_is_full_then_fails(own_pair: Callable[..., Pair]) -> None:
+    """The VM goes on alone and says why; with room again it is protected again."""
+    pair = own_pair(disks=(Disk("raw", size=SIZES[0]),), disk_faults=True)
+    written = Written(pair)
+    primary, backup = pair.protected()
+    written.write(0, 1)
+    for number, (fault, cause) in enumerate((("disk-full", "No space left"), ("disk-fail", "Input/output error"))):
+        pair.lab.fault(fault, backup)
+        written.write(0, *range(100 * number + 10, 100 * number + 20))  # where nothing was
+        until("the replica is lost", lambda: pair.vm(primary)["phase"] != "protected")
+        until("the cause is told", lambda cause=cause: cause in pair.log(backup))
+        written.write(0, 100 * number + 30)
+        pair.client.goes_on()
+        pair.heal(backup)
+        assert pair.protected(60) == (primary, backup)
+        written.check()
+        quiet(pair)
+    pair.sound(primary)
+
+
+def test_the_links_are_cut_in_the_first_copy(own_pair: Callable[..., Pair], tmp_path: Path) -> None:
+    """The VM runs on; the copy begins anew, and what had moved does not move again."""
+    source = tmp_path / "full.img"
+    source.write_bytes(os.urandom(SIZES[0]))
+    pair = own_pair(disks=(Disk("raw", source=str(source)),), copy_rate=24 * MIB)
+    written = Written(pair)
+    primary, backup = pair.protected()
+    pair.lab.fault("crash", primary)
+    pair.takes_over(backup)
+    written.write(0, *range(0, 1000, 10))
+    pair.heal(primary)
+    primary, backup = backup, primary
+    until("the disks are being copied", lambda: done(pair, primary) > SIZES[0] // 4)
+    assert done(pair, primary) < SIZES[0]
+    pair.lab.fault("both-links", backup)
+    until("the copy has ended", lambda: pair.vm(primary)["sync"] is None)
+    written.write(0, 77)
+    pair.heal(backup)
+    assert pair.protected(40) == (primary, backup)
+    written.check()
+    quiet(pair)
+    assert copies(pair, primary)[-1]["moved"] < 100 * Written.CHUNK
+
+
+def done(pair: Pair, host: str) -> int:
+    """Bytes of disks that `host` has compared in the copy it makes now."""
+    sync = pair.vm(host)["sync"] or {}
+    return int(sync["done_bytes"]) if sync.get("what") == "disks" else 0

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 from appliance.tap import open_tap
+from vmlink.disk.drive import Drives
 from vmlink.qemu import Qemu, VmSpec
 from vmlink.ram import GuestRam
 
@@ -46,15 +47,16 @@ def tap_name() -> str:
 
 
 @contextlib.asynccontextmanager
-async def machine(run_dir: Path, vm: VmSpec | None = None, *, incoming: bool = False,
-                  tap: str = "", ram_dir: Path = SHM) -> AsyncIterator[tuple[Qemu, GuestRam]]:
+async def machine(run_dir: Path, vm: VmSpec | None = None, *, incoming: bool = False, tap: str = "",
+                  ram_dir: Path = SHM, drives: Drives | None = None) -> AsyncIterator[tuple[Qemu, GuestRam]]:
     """A started QEMU and its memory; all of it is gone afterwards."""
     vm = vm or spec()
     ram = GuestRam.create(ram_dir, vm.memory_bytes)
     fd = open_tap(tap or tap_name())
     try:
         try:
-            qemu = await Qemu.start(vm, ram, tap_fd=fd, incoming=incoming, run_dir=run_dir)
+            qemu = await Qemu.start(vm, ram, tap_fd=fd, incoming=incoming, run_dir=run_dir,
+                                    drives=drives)
         finally:
             os.close(fd)
         try:

@@ -44,6 +44,8 @@ COPIED = 128 << 20
 """Bytes of a copy after which they are flushed: what a slow disk has to do at once must not take too long."""
 QUIET = 0.1
 """Seconds without an epoch that wrote, after which the images are flushed."""
+STALL = 5.0
+"""Seconds; see `Applier.room`."""
 SMALL = 64 << 10
 """Bytes up to which writes that follow each other are joined into one request."""
 
@@ -72,7 +74,7 @@ class Applier:
         self._waiting: deque[_Waiting] = deque()
         self._quiet: asyncio.TimerHandle | None = None
         self._applied = asyncio.Event()
-        self._broken = self._closed = False
+        self._broken = self._closed = self._told = False
         self._copies = self._generation = 0
         self._point: Point | None = None
         self._flushed, self._copied = True, 0
@@ -140,10 +142,17 @@ class Applier:
         return self.waiting_bytes < self._limit or self._broken
 
     async def room(self) -> None:
-        """Wait until less waits than may."""
+        """Wait until less waits than may. When nothing at all is applied for STALL seconds, that is a failure: the
+        primary, which waits for us, is better off alone."""
         while not self.has_room:
             self._applied.clear()
-            await self._applied.wait()
+            try:
+                async with asyncio.timeout(STALL):
+                    await self._applied.wait()
+            except TimeoutError:
+                self._broken = True
+                self._tell_failure(VmError(f"nothing was written to the images for {STALL:g} s",
+                                           "the disk below them hangs: see the kernel's log"))
 
     async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """The result of `work` in the worker, after every epoch that was added before. Raises what it raises."""
@@ -173,9 +182,11 @@ class Applier:
         """Finish everything, and remember that the VM writes to the images from here on. Returns the point that they
         have in common with those of the other host. Raises VmError."""
         def hand() -> Point:
-            self._checkpoint()
-            point = self._point
-            self._images.set(st.taken_over(self._images.state, term))
+            self._flush()
+            state, point = self._images.state, self._point
+            if point is not None:
+                state = st.made_whole(state, point)
+            self._images.set(st.taken_over(state, term))
             assert point is not None
             return point
 
@@ -194,7 +205,8 @@ class Applier:
 
     def _tell_failure(self, error: Exception) -> None:
         self._applied.set()
-        if not self._closed:
+        if not self._closed and not self._told:
+            self._told = True
             self._failed(error)
 
     def _take(self) -> list[_Waiting]:
@@ -235,12 +247,15 @@ class Applier:
         if begins or journal.used > CHECKPOINT:
             self._checkpoint()
 
-    def _checkpoint(self) -> None:
+    def _flush(self) -> None:
         if not self._flushed:
             for store in self._stores:
                 store.flush()
             self._flushed, self._copied = True, 0
             inject.point("disk.flushed")
+
+    def _checkpoint(self) -> None:
+        self._flush()
         if self._point is not None and self._point != self._images.state.point:
             self._images.set(st.made_whole(self._images.state, self._point))
 
