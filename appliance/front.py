@@ -14,7 +14,8 @@ import hashlib
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -29,6 +30,7 @@ from appliance.outbound import Outbound
 from appliance.tap import VNET_HEADER, Counters, open_tap
 from ebpf import libbpf, objects_dir
 from ebpf.state import STAMP_FRAMES, STAMP_PROTO, GateState, GuardState, InboundState
+from ebpf.trace import Slot, Slots
 from rules.errors import RulesError
 from rules.latch import Latch
 
@@ -66,6 +68,7 @@ class Front:
     guard: Guard
     inbound: Inbound
     outbound: Outbound
+    slots: Slots
 
     def __init__(self, spec: FrontSpec) -> None:
         """Use `create`."""
@@ -77,6 +80,8 @@ class Front:
         self._latch: Latch | None = None
         self._latched = ""
         self._announcements = announcements(spec.mac, spec.ips)
+        self.sent_itself: Callable[[int, int, str], None] = lambda since_ns, frames, point: None
+        """Hears of frames that this host sent by itself: since when (monotonic ns), how many, what they were."""
 
     @classmethod
     async def create(cls, spec: FrontSpec) -> Self:
@@ -109,9 +114,13 @@ class Front:
         state = gate_programs.state("gate_state", GateState)
         state.hold_ifindex = socket.if_nametoindex(hold_name)
         out_index = socket.if_nametoindex(out_name)
-        self.guard = Guard(guard_programs.state("guard_state", GuardState))
-        self.inbound = Inbound(gate_programs.state("inbound_state", InboundState))
+        guard = guard_programs.state("guard_state", GuardState)
+        inbound = gate_programs.state("inbound_state", InboundState)
+        self.guard, self.inbound = Guard(guard), Inbound(inbound)
         self._undo.callback(self.inbound.unbind)
+        slots, rings = gate_programs.states("trace_slots", Slot), gate_programs.map("trace_rings")
+        self.slots = Slots(slots, rings, [state, guard, inbound])
+        self._undo.callback(self.slots.close)
         self.outbound = Outbound(hold_name)
         self._undo.callback(self.outbound.close)
         self.gate = RingGate(
@@ -135,7 +144,8 @@ class Front:
         where = objects_dir()
         gate = libbpf.Object.load(where / "gate.bpf.o")
         self._undo.callback(gate.close)
-        guard = libbpf.Object.load(where / "guard.bpf.o")
+        shared = {name: gate.map(name) for name in ("trace_slots", "trace_rings")}
+        guard = libbpf.Object.load(where / "guard.bpf.o", shared)
         self._undo.callback(guard.close)
         return gate, guard
 
@@ -218,16 +228,22 @@ class Front:
 
     def announce(self) -> None:
         """Tell the network that the MAC is here now, once. Only an open guard lets it pass."""
-        self.send_again([bytes(packet.VNET_HEADER) + frame for frame in self._announcements])
+        self._send([bytes(packet.VNET_HEADER) + frame for frame in self._announcements], "announced")
 
     def send_again(self, frames: list[bytes]) -> None:
         """Send frames of committed epochs (as `outbound` took them) under the stamp of what is committed here.
         Only an open guard lets them pass."""
+        self._send(frames, "replayed")
+
+    def _send(self, frames: list[bytes], point: str) -> None:
+        since = time.monotonic_ns()
         for frame in frames:
             stamped = packet.with_tag(frame, STAMP_PROTO, self.guard.committed & 0xFFFF)
             header, rest = stamped[:packet.VNET_HEADER], stamped[packet.VNET_HEADER:]
             with contextlib.suppress(OSError):  # the device is down: there is nobody to tell
                 os.write(self._out, header.ljust(VNET_HEADER, b"\0") + rest)
+        if frames:
+            self.sent_itself(since, len(frames), point)
 
     async def close(self) -> None:
         """Shut, and take every device of this front away. Idempotent."""

@@ -8,6 +8,7 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 #include "common.h"
+#include "trace.h"
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -16,6 +17,16 @@ struct {
 	__type(key, __u32);
 	__type(value, struct hf_guard);
 } guard_state SEC(".maps");
+
+/* The number that the stamp is the end of: the one nearest to what is committed. 0: the frame has no stamp. */
+static __always_inline __u64 number_of(struct __sk_buff *skb, __u64 committed)
+{
+	if (!skb->vlan_present || skb->vlan_proto != bpf_htons(HF_STAMP_PROTO))
+		return 0;
+	return committed + (__s16)((__u16)skb->vlan_tci - (__u16)committed);
+}
+
+#define TELL(point) HF_TELL(skb, g, point, number_of(skb, g->committed), g->committed, g->term)
 
 /* TC ingress of the out tap, before the bridge. */
 SEC("tc")
@@ -29,21 +40,26 @@ int guard(struct __sk_buff *skb)
 		return TC_ACT_SHOT;
 	if (!g->term) {
 		__sync_fetch_and_add(&g->closed_frames, 1);
+		TELL(HF_FENCED);
 		return TC_ACT_SHOT;
 	}
 	if (bpf_ktime_get_ns() >= g->until_ns) {
 		__sync_fetch_and_add(&g->expired_frames, 1);
+		TELL(HF_EXPIRED);
 		return TC_ACT_SHOT;
 	}
 	if (!skb->vlan_present || skb->vlan_proto != bpf_htons(HF_STAMP_PROTO)) {
 		__sync_fetch_and_add(&g->unstamped_frames, 1);
+		TELL(HF_UNSTAMPED);
 		return TC_ACT_SHOT;
 	}
 	/* Serial number arithmetic: the gate keeps fewer frames in flight than half of the numbers. */
 	if ((__s16)((__u16)g->committed - (__u16)skb->vlan_tci) < 0) {
 		__sync_fetch_and_add(&g->early_frames, 1);
+		TELL(HF_EARLY);
 		return TC_ACT_SHOT;
 	}
+	TELL(HF_RELEASED);
 	if (bpf_skb_vlan_pop(skb)) {
 		__sync_fetch_and_add(&g->unstamped_frames, 1);
 		return TC_ACT_SHOT;

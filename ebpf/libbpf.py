@@ -10,7 +10,7 @@ import errno
 import functools
 import mmap
 import os
-from ctypes import POINTER, c_char_p, c_int, c_size_t, c_uint32, c_void_p
+from ctypes import POINTER, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -39,6 +39,8 @@ class _TcOpts(ctypes.Structure):
 
 
 _PRINT = ctypes.CFUNCTYPE(c_int, c_int, c_char_p, c_void_p)
+TAKE = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p, c_size_t)
+"""Called with each record of a ring: context, address, length in bytes."""
 
 
 class _Log:
@@ -63,7 +65,8 @@ class _Log:
 
 
 @functools.cache
-def _library() -> tuple[Any, _Log]:
+def library() -> tuple[Any, _Log]:
+    """libbpf, and what it says. Raises `BpfError`."""
     try:
         lib = ctypes.CDLL("libbpf.so.1", use_errno=True)
     except OSError as error:
@@ -77,6 +80,16 @@ def _library() -> tuple[Any, _Log]:
         ("bpf_object__find_map_by_name", c_void_p, [c_void_p, c_char_p]),
         ("bpf_map__fd", c_int, [c_void_p]),
         ("bpf_map__value_size", c_uint32, [c_void_p]),
+        ("bpf_map__max_entries", c_uint32, [c_void_p]),
+        ("bpf_map__reuse_fd", c_int, [c_void_p, c_int]),
+        ("bpf_map_create", c_int, [c_int, c_char_p, c_uint32, c_uint32, c_uint32, c_void_p]),
+        ("bpf_map_get_fd_by_id", c_int, [c_uint32]),
+        ("bpf_map_update_elem", c_int, [c_int, c_void_p, c_void_p, c_uint64]),
+        ("bpf_map_delete_elem", c_int, [c_int, c_void_p]),
+        ("bpf_obj_get_info_by_fd", c_int, [c_int, c_void_p, POINTER(c_uint32)]),
+        ("ring_buffer__new", c_void_p, [c_int, TAKE, c_void_p, c_void_p]),
+        ("ring_buffer__consume", c_int, [c_void_p]),
+        ("ring_buffer__free", None, [c_void_p]),
         ("bpf_tc_hook_create", c_int, [POINTER(_TcHook)]),
         ("bpf_tc_attach", c_int, [POINTER(_TcHook), POINTER(_TcOpts)]),
         ("bpf_tc_detach", c_int, [POINTER(_TcHook), POINTER(_TcOpts)]),
@@ -89,9 +102,9 @@ def _library() -> tuple[Any, _Log]:
     return lib, log
 
 
-def _fail(what: str, code: int) -> BpfError:
+def failure(what: str, code: int) -> BpfError:
     """The error for libbpf's negative `code`, with what libbpf had to say about it."""
-    log = _library()[1].take()
+    log = library()[1].take()
     text = f"{what}: {os.strerror(-code)}"
     if code in (-errno.EPERM, -errno.EACCES) and "verifier" not in log.lower() and "processed" not in log:
         return BpfError(text, "needs CAP_BPF and CAP_NET_ADMIN: run as root")
@@ -108,51 +121,67 @@ class Object:
         self._path = path
 
     @classmethod
-    def load(cls, path: Path) -> Self:
-        """Load every program of `path` into the kernel; blocking, some milliseconds. Raises `BpfError`."""
-        lib, log = _library()
+    def load(cls, path: Path, shared: dict[str, int] | None = None) -> Self:
+        """Load every program of `path` into the kernel; blocking, some milliseconds. `shared`: maps of another
+        object, by name, that this one uses as its own. Raises `BpfError`."""
+        lib, log = library()
         log.take()
         ctypes.set_errno(0)
         handle = lib.bpf_object__open_file(os.fsencode(path), None)
         if not handle:
-            raise _fail(f"{path} cannot be opened", -(ctypes.get_errno() or errno.ENOENT))
+            raise failure(f"{path} cannot be opened", -(ctypes.get_errno() or errno.ENOENT))
         loaded = cls(handle, path)
-        code = lib.bpf_object__load(handle)
+        code = 0
+        for name, fd in (shared or {}).items():
+            code = code or lib.bpf_map__reuse_fd(loaded._find(name), fd)
+        code = code or lib.bpf_object__load(handle)
         if code < 0:
-            error = _fail(f"{path.name} cannot be loaded into the kernel", code)
+            error = failure(f"{path.name} cannot be loaded into the kernel", code)
             loaded.close()
             raise error
         return loaded
 
     def program(self, name: str) -> int:
         """The descriptor of a program; it belongs to this object."""
-        program = _library()[0].bpf_object__find_program_by_name(self._open(), name.encode())
+        program = library()[0].bpf_object__find_program_by_name(self._open(), name.encode())
         if not program:
             raise BpfError(f"{self._path.name} has no program {name!r}", "run `make bpf` again")
-        return int(_library()[0].bpf_program__fd(program))
+        return int(library()[0].bpf_program__fd(program))
+
+    def map(self, name: str) -> int:
+        """The descriptor of a map; it belongs to this object."""
+        return int(library()[0].bpf_map__fd(self._find(name)))
 
     def state(self, name: str, layout: type[S]) -> S:
         """The one value of the mapped array `name`, as live memory; outlives this object."""
-        lib = _library()[0]
-        found = lib.bpf_object__find_map_by_name(self._open(), name.encode())
-        if not found:
-            raise BpfError(f"{self._path.name} has no map {name!r}", "run `make bpf` again")
-        size = ctypes.sizeof(layout)
+        return self.states(name, layout)[0]
+
+    def states(self, name: str, layout: type[S]) -> list[S]:
+        """All values of the mapped array `name`, as live memory; they outlive this object."""
+        lib = library()[0]
+        found = self._find(name)
+        size, entries = ctypes.sizeof(layout), lib.bpf_map__max_entries(found)
         if lib.bpf_map__value_size(found) != size:
             raise BpfError(
                 f"{self._path.name} is not of this version: {name} differs", "run `make bpf` again"
             )
         try:
-            memory = mmap.mmap(lib.bpf_map__fd(found), size)
+            memory = mmap.mmap(lib.bpf_map__fd(found), size * entries)
         except OSError as error:
-            raise _fail(f"the map {name} cannot be mapped", -(error.errno or errno.EINVAL)) from None
-        return layout.from_buffer(memory)
+            raise failure(f"the map {name} cannot be mapped", -(error.errno or errno.EINVAL)) from None
+        return [layout.from_buffer(memory, size * number) for number in range(entries)]
 
     def close(self) -> None:
         """Let go of programs and maps; filters that are attached go on. Idempotent."""
         if self._handle is not None:
-            _library()[0].bpf_object__close(self._handle)
+            library()[0].bpf_object__close(self._handle)
             self._handle = None
+
+    def _find(self, name: str) -> int:
+        found = library()[0].bpf_object__find_map_by_name(self._open(), name.encode())
+        if not found:
+            raise BpfError(f"{self._path.name} has no map {name!r}", "run `make bpf` again")
+        return int(found)
 
     def _open(self) -> int:
         if self._handle is None:
@@ -165,15 +194,15 @@ def attach(ifindex: int, hook: Hook, program: int) -> None:
 
     Raises `BpfError` when the device is gone, or privilege or kernel support is missing.
     """
-    lib, log = _library()
+    lib, log = library()
     log.take()
     place = _TcHook(ctypes.sizeof(_TcHook), ifindex, _HOOK[hook], 0)
     code = lib.bpf_tc_hook_create(place)
     if code < 0 and code != -errno.EEXIST:
-        raise _fail(f"no TC hook on interface {ifindex}", code)
+        raise failure(f"no TC hook on interface {ifindex}", code)
     replace = 1
     options = _TcOpts(ctypes.sizeof(_TcOpts), program, replace, 0, 1, 1)
     code = lib.bpf_tc_attach(place, options)
     if code < 0:
-        raise _fail(f"the program cannot be attached to the {hook} of interface {ifindex}", code)
+        raise failure(f"the program cannot be attached to the {hook} of interface {ifindex}", code)
     log.take()

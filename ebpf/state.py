@@ -30,6 +30,7 @@ class GateState(ctypes.Structure):
     limit_frames: int
     limit_bytes: int
     hold_ifindex: int
+    trace: int
 
     _fields_ = [
         ("issued_frames", c_uint64),
@@ -43,7 +44,8 @@ class GateState(ctypes.Structure):
         ("limit_frames", c_uint64),
         ("limit_bytes", c_uint64),
         ("hold_ifindex", c_uint64),
-        ("reserved1", c_uint64 * 3),
+        ("trace", c_uint64),
+        ("reserved1", c_uint64 * 2),
     ]
 
 
@@ -55,6 +57,7 @@ class InboundState(ctypes.Structure):
     closed_frames: int
     open: int
     vm_ifindex: int
+    trace: int
 
     _fields_ = [
         ("passed_frames", c_uint64),
@@ -63,7 +66,8 @@ class InboundState(ctypes.Structure):
         ("reserved0", c_uint64 * 5),
         ("open", c_uint64),
         ("vm_ifindex", c_uint64),
-        ("reserved1", c_uint64 * 6),
+        ("trace", c_uint64),
+        ("reserved1", c_uint64 * 5),
     ]
 
 
@@ -79,6 +83,7 @@ class GuardState(ctypes.Structure):
     committed: int
     term: int
     until_ns: int
+    trace: int
 
     _fields_ = [
         ("passed_frames", c_uint64),
@@ -91,5 +96,6 @@ class GuardState(ctypes.Structure):
         ("committed", c_uint64),
         ("term", c_uint64),
         ("until_ns", c_uint64),
-        ("reserved1", c_uint64 * 5),
+        ("trace", c_uint64),
+        ("reserved1", c_uint64 * 4),
     ]
