@@ -104,6 +104,7 @@ class Backup:
     async def _commit(self, epoch: int, commit: Commit) -> None:
         writes = self.replica.commit(epoch, commit)
         self._journal.sums.epochs["received"] += 1
+        self._journal.trail.committed(self.replica.term, epoch)
         inject.point("replica.received")
         if epoch == 1:
             self._journal.event("sync-done", term=self.replica.term)
@@ -121,6 +122,11 @@ class Backup:
     def unreleased(self) -> list[bytes]:
         """Small frames of whole epochs that clients may not have got, in the order they were sent."""
         return [frame for epoch in sorted(self._sent) if epoch <= self.replica.epoch for frame in self._sent[epoch]]
+
+    def discarded(self) -> tuple[int, list[bytes]]:
+        """The epoch of which not all has arrived, and small frames of it: nobody has seen them, nobody will."""
+        epoch = self.replica.epoch + 1
+        return epoch, self._sent.get(epoch, [])
 
     async def take_over(self, finish_disks: Callable[[], Awaitable[None]]) -> None:
         """Finish the last whole epoch, load it and run. `finish_disks` gives their images free for the VM.

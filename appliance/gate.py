@@ -73,6 +73,9 @@ class Gate(Protocol):
 
     def held_bytes(self) -> int: ...
 
+    def span(self) -> tuple[int, int]:
+        """Number of the last frame that has left the hold, and of the last that the VM has sent."""
+
     def stats(self) -> GateStats: ...
 
     def close(self) -> None: ...
@@ -119,6 +122,9 @@ class RingGate:
 
     def held_bytes(self) -> int:
         return max(0, self._state.issued_bytes - self._state.released_bytes)
+
+    def span(self) -> tuple[int, int]:
+        return self._state.released_frames, self._state.issued_frames
 
     async def output(self) -> None:
         """Return when the VM has sent something after the last mark. Raises `Unavailable` once closed."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from appliance.events import Events
 from appliance.sums import Sums
+from appliance.trace.trail import Trail
 from vmlink.checkpoint import Snapshot
 
 log = logging.getLogger("holdfast.vm")
@@ -43,7 +44,7 @@ class EpochRecord:
     output_at: float = 0.0
     """The first of them was there by then."""
     sent_at: float = 0.0
-    """All of the epoch was on its way to the backup."""
+    """All of the epoch had been handed to the link."""
     acked_at: float = 0.0
     released_at: float = 0.0
 
@@ -64,16 +65,20 @@ class Journal:
         self._sent = 0  # frames, when the last epoch ended
         self._mute = False
         self.sums = Sums()
+        self.trail = Trail(vm)
+        """Tells whoever traces the VM."""
 
     def event(self, name: str, **fields: Any) -> None:
         """Note what happened now, and tell it."""
         self.events.append(self._told.tell(name, self._vm, **fields))
+        self.trail.happened(name, fields)
         log.log(logging.WARNING if name in WORRYING else logging.INFO, "%s: %s %s", self._vm, name,
                 " ".join(f"{key}={value}" for key, value in fields.items()))
 
     def phase(self, phase: str, was: str, reason: str, cause: str, **fields: Any) -> None:
         """The VM is in another phase now."""
         self.events.append(self._told.tell(phase, self._vm, was=was, reason=reason, cause=cause, **fields))
+        self.trail.happened(phase, {"was": was, "reason": reason, **fields})
         log.log(logging.WARNING if phase in WORRYING else logging.INFO, "%s: %s -> %s: %s%s", self._vm, was, phase,
                 reason, f"; because: {cause}" if cause != reason else "")
 
@@ -105,11 +110,19 @@ class Journal:
         self.epochs.append(record)
         self._held.append(record)
         self.sums.taken(record)
+        self.trail.taken(term, epoch, snapshot, frames)
         return record
+
+    def sent(self, record: EpochRecord) -> None:
+        """All of it has been handed to the link; the first time counts."""
+        if not record.sent_at:
+            record.sent_at = time.monotonic()
+            self.trail.sent(record.term, record.epoch)
 
     def acked(self, record: EpochRecord, now: float) -> None:
         """The backup has all of it."""
         record.acked_at = now
+        self.trail.acked(record.term, record.epoch, now)
         self.sums.acked(record)
 
     def released(self, epoch: int, now: float) -> None:
@@ -118,6 +131,7 @@ class Journal:
             record = self._held.popleft()
             record.released_at = now
             self.sums.freed(record)
+            self.trail.released(record.term, record.epoch, now)
 
     def summary(self) -> dict[str, Any]:
         """Pauses, holds and dirty pages of the last epochs, for the status: few enough not to hold up the event loop.

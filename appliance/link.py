@@ -155,6 +155,8 @@ class Link:
                     inject.point("link.sending")
                     await asyncio.sleep(0)  # a socket with room never waits: others need their turn
                 self.sent_bytes += len(header) + message.size
+                if message.sent is not None:
+                    message.sent()
             self._wake.clear()
             await self._wake.wait()
 

@@ -74,6 +74,7 @@ class Machine:
     async def start(self) -> None:
         """Prepare the front, silent. Raises HoldfastError or BpfError."""
         self.front = await Front.create(self.front_spec)
+        self.front.sent_itself = self._journal.trail.sent_itself
         self._spawn(self._worker())
 
     async def close(self) -> None:
@@ -132,7 +133,7 @@ class Machine:
         self._life += 1
         if self.front is not None:
             self.front.shut()
-            self.front.gate.drop()
+            self._drop(reason)
         if self._announcer is not None:
             self._announcer.cancel()
         if self.qemu is not None:
@@ -160,7 +161,9 @@ class Machine:
                 self._post(core.VmLost(str(error)))
         elif message.type is Type.INBOUND and self.primary is not None and self.front is not None:
             if message.term == self._taken_from:
-                self.front.inbound.inject([frame for _, frame in decode_frames(decode_pieces(message))])
+                frames = [frame for _, frame in decode_frames(decode_pieces(message))]
+                self.front.inbound.inject(frames)
+                self._journal.trail.copies("injected", "forwarded", frames)
 
     # --- how it is done ---
 
@@ -249,6 +252,9 @@ class Machine:
         self._become_primary(qemu, ram, past)
         replayed = backup.replay.take()
         front.inbound.inject(replayed)
+        self._journal.trail.copies("injected", "replay", replayed)
+        epoch, discarded = backup.discarded()
+        self._journal.trail.copies("discarded", "not-whole", discarded, backup.replica.term, epoch)
         self._again = backup.unreleased()
         self._journal.event("replayed", frames=len(replayed), to_send_again=len(self._again))
         self._post(core.VmRunning())
@@ -299,8 +305,15 @@ class Machine:
                 await self._remember(primary.disks)
         if ram is not None:
             ram.close()
+        self._drop("the VM has ended here")
+        self._journal.trail.ends()
+
+    def _drop(self, reason: str) -> None:
+        """Nothing that is held is let out any more."""
         if self.front is not None:
+            left, sent = self.front.gate.span()
             self.front.gate.drop()
+            self._journal.trail.dropped(left + 1, sent, reason)
 
     async def _remember(self, disks: PrimaryDisks) -> None:
         """The VM ended: if all its writes are known, its next copy has little to do."""

@@ -12,7 +12,8 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 from appliance import config as cfg
 from appliance import core
@@ -109,6 +110,7 @@ class Primary:
     def speak(self) -> None:
         """Run and release all output as it comes. Only when the core says that this host is rightfully solo."""
         if self._mover is None:
+            self._journal.trail.runs_alone(True, self._front.gate.span()[1])
             self._mover = watched(self._move(), f"{self._name} mover")
             self._renewer = watched(self._renew(), f"{self._name} lease")
         if self._handed:
@@ -261,7 +263,9 @@ class Primary:
         def at_stop() -> None:
             if not stopping.is_set() and epoch == 1:
                 self._begin_holding()
+            at_ns = time.monotonic_ns()
             marks.append((self._front.gate.mark(), self._front.inbound.consumed()))
+            self._journal.trail.marked(at_ns, term, epoch, marks[0][0].seq)
             records.extend(cut(self.disks))
 
         snapshot = await self._checkpointer.take(at_stop, resume=resume)
@@ -280,14 +284,16 @@ class Primary:
         for message in epoch_messages(snapshot, self._id, term, epoch, consumed, self._released, output, records):
             if not await self._peer.room():
                 return None
+            if message.type is Type.COMMIT:
+                message = replace(message, sent=partial(self._journal.sent, noted))
             self._peer.send(message)
-        noted.sent_at = time.monotonic()
         inject.point("epoch.sent")
         return snapshot
 
     def _begin_holding(self) -> None:
         """From this pause on nothing leaves before its epoch is committed, nor without a lease."""
         self.hold()
+        self._journal.trail.runs_alone(False, self._front.gate.span()[1])
         self._front.guard.lease(self._leased_until)
         self._front.outbound.forget()
         self.replay.start(self.term)

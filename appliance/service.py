@@ -37,6 +37,7 @@ from appliance.orders import Orders
 from appliance.outlook import Outlook
 from appliance.peer import Peer
 from appliance.protection import Protection
+from appliance.trace.tracing import Tracing
 from appliance.verbs import Verbs
 from appliance.watched import is_defect, watched
 from vmlink import priority
@@ -81,8 +82,10 @@ class Service:
         verbs.orders = self._report.orders = self._detours.orders = self._history.orders = self._orders
         own = {"status": self._status, "epochs": self._epochs, "log": logs.levels, "log-set": logs.set,
                "log-tail": logs.tail}
+        tracing = Tracing(config.host.name, config.peer.name, self.vms)
+        pushed = {"trace": tracing.stream, "trace-epochs": tracing.epochs}
         self._control = ControlServer(config.control_path, {**own, **table}, {"events": self._events_verb},
-                                      registry.access, config.host.group, self._ordered)
+                                      registry.access, config.host.group, self._ordered, pushed)
 
     async def run(self, ready_fd: int | None = None) -> int:
         """Run until SIGTERM or SIGINT, or until a defect shows; returns an exit code.

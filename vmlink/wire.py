@@ -17,8 +17,8 @@ type, length) before a single payload byte is read, so that a hostile length nev
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 import numpy as np
@@ -95,6 +95,8 @@ class Message:
     term: int = 0
     epoch: int = 0
     payload: tuple[Buffer, ...] = ()
+    sent: Callable[[], None] | None = field(default=None, compare=False)
+    """Called when all of it has been handed to the kernel; again if it is sent again."""
 
     @property
     def size(self) -> int:

@@ -13,7 +13,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,18 @@ MAX_STREAMS = 16
 BACKLOG = 128  # connections that wait to be taken
 VERB_SECONDS = 30.0  # the longest that a verb may take
 WRITE_SECONDS = 5.0  # the longest that a client may leave an answer unread
+PUSHED_BYTES = 4 << 20  # of a stream that may wait in the kernel for its client
 IDLE_SECONDS = 300.0  # the longest between two requests
 EACH_SECONDS = 0.005  # of all clients together, one request in this time: the event loop is there for the VMs first
 ACCEPT_SECONDS = 0.001  # between two connections, for the same reason
 
 Verb = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 Stream = Callable[[dict[str, Any]], AsyncGenerator[dict[str, Any], None]]
+Push = Callable[[dict[str, Any]], bool]
+"""Says an item at once, before it returns; False when the client has not read what was said before: it is not said."""
+PushStream = Callable[[dict[str, Any], Push], AsyncGenerator[dict[str, Any], None]]
+"""A stream that, besides, says things as they happen: what was said is the client's even if this process dies now."""
+_SO_SNDBUFFORCE = 32
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid: struct ucred of socket(7)
 log = logging.getLogger("holdfast.control")
 
@@ -53,18 +59,19 @@ def _line(message: object) -> bytes:
 
 
 class ControlServer:
-    """Serves `verbs` and `streams` on the UNIX socket `path` until `close`.
+    """Serves `verbs`, `streams` and `pushed` streams on the UNIX socket `path` until `close`.
 
     Root may use all of them. `group` may open the socket too, where there is such a group, and use those verbs
     for which `access` says Access.GROUP. `ordered` hears of each other verb: its arguments, and the user
     id of who asked.
     """
 
-    def __init__(self, path: Path, verbs: dict[str, Verb], streams: dict[str, Stream] | None = None,
+    def __init__(self, path: Path, verbs: dict[str, Verb], streams: Mapping[str, Stream] | None = None,
                  access: Callable[[str], Access] = lambda verb: Access.ROOT, group: str = "",
-                 ordered: Callable[[str, dict[str, Any], int], None] = lambda verb, args, uid: None) -> None:
+                 ordered: Callable[[str, dict[str, Any], int], None] = lambda verb, args, uid: None,
+                 pushed: Mapping[str, PushStream] | None = None) -> None:
         self.path = path
-        self._verbs, self._streams = verbs, streams or {}
+        self._verbs, self._streams, self._pushed = verbs, streams or {}, pushed or {}
         self._access, self._group, self._ordered = access, group, ordered
         self._listener: socket.socket | None = None
         self._accepting: asyncio.Task[None] | None = None
@@ -157,7 +164,7 @@ class ControlServer:
             if not root and self._access(request.verb) is not Access.GROUP:
                 refused = NoPermission(f"{request.verb[:40]} is for root alone", "run this as root")
                 await _send(writer, _failure(request.id, refused))
-            elif request.verb not in self._streams:
+            elif request.verb not in self._streams and request.verb not in self._pushed:
                 if self._access(request.verb) is not Access.GROUP:
                     self._ordered(request.verb, request.args, user)
                 await _send(writer, await self._answer(request))
@@ -174,7 +181,7 @@ class ControlServer:
         try:
             verb = self._verbs.get(request.verb)
             if verb is None:
-                hint = f"known are {', '.join(sorted({*self._verbs, *self._streams}))}"
+                hint = f"known are {', '.join(sorted({*self._verbs, *self._streams, *self._pushed}))}"
                 raise BadData(f"unknown verb {request.verb[:40]!r}", hint)
             async with asyncio.timeout(VERB_SECONDS):
                 answer = _line({"id": number, "ok": await verb(request.args)})
@@ -198,7 +205,7 @@ class ControlServer:
             await _send(writer, _failure(number, Unavailable(f"{MAX_STREAMS} streams are open already", "end some")))
             return True
         self._streaming.add(task)
-        items = self._streams[request.verb](request.args)
+        items = self._items(request, writer)
         client, coming = asyncio.ensure_future(reader.read(1)), asyncio.ensure_future(anext(items))
         try:
             while True:
@@ -219,6 +226,20 @@ class ControlServer:
             await asyncio.gather(client, coming, return_exceptions=True)
             await items.aclose()
         return True
+
+    def _items(self, request: _Request, writer: asyncio.StreamWriter) -> AsyncGenerator[dict[str, Any], None]:
+        if request.verb in self._streams:
+            return self._streams[request.verb](request.args)
+        with contextlib.suppress(OSError):
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, PUSHED_BYTES)
+
+        def push(item: dict[str, Any]) -> bool:
+            if writer.transport.is_closing() or writer.transport.get_write_buffer_size():
+                return False
+            writer.write(_line({"id": request.id, "item": item}))
+            return True
+
+        return self._pushed[request.verb](request.args, push)
 
 
 async def _readable(listener: socket.socket) -> None:
