@@ -32,6 +32,7 @@ SOURCES = (
     "appliance.cli.protecting",
     "appliance.cli.running",
     "appliance.cli.shell",
+    "appliance.trace.commands",
     "appliance.cli.help",
     "appliance.cli.completion",
     "appliance.lab.commands",
@@ -65,6 +66,8 @@ class Kind(StrEnum):
     """The name of a verb, of one or more words."""
     WORDS = "words"
     """All that is left of the line, untouched."""
+    PHRASE = "phrase"
+    """Words, none or many; options may stand between them."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +165,7 @@ class Verb:
 
 
 _PLACEHOLDERS = {Kind.COUNT: "N", Kind.SECONDS: "SECS", Kind.FILE: "FILE", Kind.DIRECTORY: "DIR",
-                 Kind.WORDS: "WORDS ..."}
+                 Kind.WORDS: "WORDS ...", Kind.PHRASE: "WORDS ..."}
 DEFAULT_CONTROL = "/run/holdfast/control.sock"
 CONTROL_VARIABLE = "HOLDFAST_CONTROL"
 CONFIRMED = Argument("--yes", "do not ask: it is meant", kind=Kind.FLAG)

@@ -30,7 +30,8 @@ class Parser(argparse.ArgumentParser):
 
 def read(verb: Verb, words: Sequence[str]) -> argparse.Namespace:
     """What stands after the verb's name. Raises UsageError."""
-    return Parser(verb).parse_args(list(words))
+    mixed = any(argument.kind is Kind.PHRASE for argument in verb.arguments)
+    return (Parser(verb).parse_intermixed_args if mixed else Parser(verb).parse_args)(list(words))
 
 
 def _add(parser: Parser, argument: Argument) -> None:
@@ -44,6 +45,9 @@ def _add(parser: Parser, argument: Argument) -> None:
         return
     if argument.kind is Kind.WORDS:
         parser.add_argument(argument.key, nargs=argparse.REMAINDER)
+        return
+    if argument.kind is Kind.PHRASE:
+        parser.add_argument(argument.key, nargs="*", metavar="WORD")
         return
     if argument.choices:
         options["choices"] = argument.choices

@@ -39,8 +39,12 @@ _holdfast() {
         verb=$word
         index=$((index + 1))
     done
-    if [[ -n ${_holdfast_next[$verb]-} && $index -eq $COMP_CWORD ]]; then
+    if [[ -n ${_holdfast_next[$verb]-} && $index -eq $COMP_CWORD && $current != -* ]]; then
+        # The beginning of verbs may be a verb too.
+        _holdfast_value "${_holdfast_places["$verb 0"]-}" "$current"
+        local own=("${COMPREPLY[@]}")
         _holdfast_fit "${_holdfast_next[$verb]}" "$current"
+        COMPREPLY=("${own[@]}" "${COMPREPLY[@]}")
         return
     fi
     [[ -n ${_holdfast_options[$verb]-} ]] || return
@@ -114,6 +118,8 @@ def _kind(argument: Argument) -> str:
     """What the functions above make of it; something that nothing is known about for a value that is free."""
     if argument.choices:
         return "words:" + " ".join(argument.choices)
+    if argument.kind is Kind.PHRASE:
+        return "vm" if argument.placeholder.startswith("[VM]") else "file"
     if argument.kind in (Kind.FILE, Kind.DIRECTORY, Kind.VM, Kind.HOST, Kind.VERB):
         return argument.kind.value
     return "any" if argument.is_option else ""

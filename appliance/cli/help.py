@@ -52,6 +52,8 @@ def synopsis(verb: Verb, *, shared: bool = True) -> str:
 def _usage(argument: Argument) -> str:
     if argument.kind is Kind.WORDS:
         return "-- COMMAND ..."
+    if argument.kind is Kind.PHRASE:
+        return argument.placeholder
     if not argument.is_option:
         return f"[{argument.placeholder}]" if argument.optional else argument.placeholder
     return f"[{argument.short or argument.name}{_value(argument)}]{' ...' if argument.many else ''}"

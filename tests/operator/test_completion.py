@@ -60,6 +60,10 @@ _holdfast; printf '%s\\n' "${{COMPREPLY[@]}}" """
     (("status", "--control", "kn"), ["known.toml"]),
     (("help", "fe"), ["fence"]),
     (("nonsense", ""), []),
+    (("trace", "ep"), ["epochs"]),
+    (("trace", "web"), ["web1", "web2"]),
+    (("trace", "--min"), ["--min-hold"]),
+    (("trace", "audit", "kn"), ["known.toml"]),
 ])
 def test_what_fits(script: Path, words: tuple[str, ...], expected: list[str]) -> None:
     assert offered(script, "holdfast", *words) == expected

@@ -29,7 +29,7 @@ def value(argument: Argument) -> str:
     """Something that it accepts."""
     if argument.choices:
         return argument.choices[0]
-    for text in (VALUES.get(argument.kind, ""), "25ms", "256MiB", "1.2"):
+    for text in (VALUES.get(argument.kind, ""), "25ms", "256MiB", "1.2", "1", "held"):
         try:
             if argument.read is not None:
                 argument.read(text)

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The verbs that read events and say something about them: `trace epochs`, `trace explain`, `trace audit`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections import deque
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from appliance.cli.call import Call
+from appliance.errors import TimedOut, UsageError
+from appliance.exits import Exit
+from appliance.trace import audit as audits
+from appliance.trace import capture
+from appliance.trace import epochs as epochs_
+from appliance.trace import explain as explains
+from appliance.trace.event import Event, Frame, Point
+from appliance.trace.expression import Expression
+from appliance.trace.select import Select
+from appliance.trace.show import interruptible, live, split
+
+_KEPT = 200_000  # events that may be looked back at for one packet
+_EVERYTHING = Select(frozenset(Point))
+
+
+def _files(call: Call) -> list[Path]:
+    return [Path(name) for name in call.args.read.split(",")] if call.args.read else []
+
+
+# --- epochs ---
+
+
+def epochs(call: Call) -> int:
+    """The verb."""
+    shown = 0
+    with contextlib.suppress(KeyboardInterrupt), interruptible(), contextlib.closing(_epochs(call)) as found:
+        for epoch in found:
+            if shown == call.args.count:
+                break
+            if call.screen.json:
+                call.screen.say(json.dumps({"schema": "holdfast.trace-epochs/1", **msgspec.to_builtins(epoch)}))
+            else:
+                if not shown:
+                    call.screen.say(epochs_.HEAD)
+                call.screen.say(epochs_.line(epoch))
+            shown += 1
+            if shown == call.args.count:
+                break
+    return Exit.OK
+
+
+def _epochs(call: Call) -> Generator[epochs_.Epoch, None, None]:
+    made = epochs_.Epochs()
+    if files := _files(call):
+        for event in capture.load(files).events:
+            if call.args.vm in (None, event.vm):
+                yield from made.feed(event)
+        yield from made.rest()
+        return
+    until = None if call.args.duration is None else time.monotonic() + call.args.duration
+    with live(call, call.args.vm or "", _EVERYTHING, None, frames=False) as session:
+        for events in session.events(until):
+            for event in events:
+                yield from made.feed(event)
+
+
+# --- explain ---
+
+
+def explain(call: Call) -> int:
+    """The verb."""
+    wanted = call.args.packet
+    if files := _files(call):
+        if wanted == "next":
+            raise UsageError("next is for a live trace", "name a packet of the capture: EPOCH.SEQ")
+        found = capture.load(files)
+        vms = [vm.vm for begin in found.begins for vm in begin.vms]
+        vm, _ = split(call, call.args.words, vms)
+        events: list[Event] = found.events
+        packet = explains.find(events, wanted[0], wanted[1], vm)
+    else:
+        vm, expression = split(call, call.args.words)
+        events, packet = _await(call, vm, expression)
+    document = explains.explain(events, packet)
+    call.show(document, lambda: explains.text(document))
+    return Exit.OK
+
+
+def _await(call: Call, vm: str, expression: Expression | None) -> tuple[list[Event], Frame]:
+    """Trace until the packet's way has ended. Raises TimedOut."""
+    wanted = call.args.packet
+    seen: deque[Event] = deque(maxlen=_KEPT)
+    select = Select(frozenset(Point), vm, here=None if expression is None or expression.fits else expression)
+    named: tuple[int, int, str] | None = None
+    with interruptible(), live(call, vm, select, expression) as session:
+        for events in session.events(time.monotonic() + call.args.timeout):
+            for event in select.of(events):
+                seen.append(event)
+                if not isinstance(event, Frame) or not event.number:
+                    continue
+                if wanted == "next" and named is None and event.point is Point.HELD:
+                    named = (event.epoch, event.seq, event.vm)
+                if wanted != "next" and (event.epoch, event.seq) == wanted:
+                    named = (*wanted, event.vm)
+                if named == (event.epoch, event.seq, event.vm) and event.point is not Point.HELD:
+                    return list(seen), event
+    name = "the next packet" if wanted == "next" else f"packet {wanted[0]}.{wanted[1]}"
+    raise TimedOut(f"{name} has not passed within {call.args.timeout:g} s",
+                   "a packet that has passed is found in a capture alone: -r FILE")
+
+
+# --- audit ---
+
+
+def audit(call: Call) -> int:
+    """The verb."""
+    files = [Path(name) for name in call.args.files]
+    if files and call.args.live:
+        raise UsageError("an audit is of captures, or live", "leave out the files, or --live")
+    document = audits.audit(capture.load(files), round(call.args.clock * 1e9)) if files else _live_audit(call)
+    call.show(document, lambda: audits.text(document))
+    return {audits.PROVEN: Exit.OK, audits.REFUTED: Exit.FAILED}.get(document["verdict"], Exit.DEGRADED)
+
+
+def _live_audit(call: Call) -> dict[str, Any]:
+    until = None if call.args.duration is None else time.monotonic() + call.args.duration
+    made = audits.Audit()
+    told = 0
+    points = Select(frozenset((Point.RELEASED, Point.REPLAYED, Point.ANNOUNCED)))
+    with live(call, "", points, None) as session:
+        made.begin(session.begin)
+        call.screen.note(f"auditing {session.begin.host}; Ctrl-C ends it")
+        with contextlib.suppress(KeyboardInterrupt), interruptible():
+            for events in session.events(until):
+                made.trusts_notes = not session.journey.lost_notes
+                for event in events:
+                    made.event(event)
+                for one in made.offences[told:]:
+                    call.screen.note(audits.line(audits.offending(one)))
+                told = len(made.offences)
+        journey = session.journey
+        lost = journey.lost_frames + journey.lost_notes
+        made.settle(1 << 63)
+        gaps = [f"{lost} events were lost"] if lost else []
+        if session.ended:
+            gaps.append(f"the service ended: {session.ended}")
+        return audits.verdict(made, [session.begin.host], gaps)
