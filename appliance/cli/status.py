@@ -10,6 +10,7 @@ from typing import Any
 
 from appliance.cli.call import Call
 from appliance.cli.screen import PLAIN, Screen, row, size
+from appliance.errors import Unreachable
 from appliance.exits import Exit
 from appliance.registry import Access, Argument, Kind, Verb
 
@@ -39,9 +40,22 @@ def _run(call: Call) -> int:
         call.show(reply, lambda: render(reply, call.screen))
         return exit_code(reply)
     while True:
-        call.screen.repaint(reply, partial(render, reply, call.screen))
+        text = partial(_gone, reply) if "error" in reply else partial(render, reply, call.screen)
+        call.screen.repaint(reply, text)
         time.sleep(call.args.watch)
-        reply = call.ask(timeout=5.0)
+        reply = _again(call)
+
+
+def _again(call: Call) -> dict[str, Any]:
+    """Another look; a service that has ended may come back."""
+    try:
+        return call.ask(timeout=5.0)
+    except Unreachable as error:
+        return {"error": {"code": error.code, "message": error.message, "hint": error.hint}}
+
+
+def _gone(reply: dict[str, Any]) -> str:
+    return f"{reply['error']['message']}\n  waiting for it to come back"
 
 
 def _lines(status: dict[str, Any], screen: Screen) -> Iterator[str]:

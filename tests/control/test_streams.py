@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import grp
 import json
 import os
 import socket
@@ -15,6 +17,7 @@ import pytest
 
 from appliance.control import call, stream
 from appliance.control import server as serving
+from appliance.control.server import ControlServer
 from appliance.errors import NoPermission, Unavailable, Unreachable
 from tests.control.conftest import Running
 
@@ -118,6 +121,21 @@ def test_a_service_that_ends_ends_its_streams(server: Running, caplog: pytest.Lo
         next(items)
     assert caplog.records == []
     server.run(server.server.start())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give the socket away")
+def test_the_socket_is_the_groups(tmp_path: Path) -> None:
+    for group, expected in ((grp.getgrgid(1).gr_name, 1), ("no-such-group", os.getegid())):
+        path = tmp_path / group
+
+        async def look(path: Path = path, group: str = group) -> int:
+            server = ControlServer(path, {}, group=group)
+            await server.start()
+            owner = os.stat(path).st_gid
+            await server.close()
+            return owner
+
+        assert asyncio.run(look()) == expected
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")

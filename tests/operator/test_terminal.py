@@ -40,6 +40,10 @@ def test_watching_repaints_in_place(terminal: NewTerminal, host: Pretender) -> N
     host.replies["status"] = reply("status-fenced")
     second = window.shows("vm web1         none            fenced")
     assert second[0].startswith("host alpha") and not any("protected" in line for line in second)
+    host.stop()
+    window.shows("waiting for it to come back")
+    host.start()
+    window.shows("vm web1         none            fenced")
     window.press("C-c")
     window.shows("ended with 130")
 
