@@ -200,12 +200,22 @@ def find(words: Sequence[str]) -> tuple[Verb, int] | None:
     return None
 
 
+@cache
+def _services() -> dict[str, Access]:
+    """Who may use each verb of the control socket that a verb is declared for."""
+    found: dict[str, Access] = {}
+    for verb in every():
+        if verb.service:
+            narrower = Access.ROOT in (verb.access, found.get(verb.service))
+            found[verb.service] = Access.ROOT if narrower else verb.access
+    return found
+
+
 def declared_for(service: str) -> bool:
     """Is there a verb that asks for that verb of the control socket?"""
-    return any(verb.service == service for verb in every())
+    return service in _services()
 
 
 def access(service: str) -> Access:
-    """Who may use that verb of the control socket: root alone, unless a verb that only reads is declared for it."""
-    found = {verb.access for verb in every() if verb.service == service}
-    return Access.GROUP if Access.GROUP in found and Access.ROOT not in found else Access.ROOT
+    """Who may use that verb of the control socket: root alone, unless all verbs that ask for it only read."""
+    return _services().get(service, Access.ROOT)

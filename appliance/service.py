@@ -80,6 +80,7 @@ class Service:
         self._detours = Detours(config, self.peer, self.vms)
         self._orders = Orders(self.peer, {**table, "detour": self._detours.verb})
         verbs.orders = self._report.orders = self._detours.orders = self._history.orders = self._orders
+        registry.access("status")  # reads all declarations now, and not while a VM waits
         own = {"status": self._status, "epochs": self._epochs, "log": logs.levels, "log-set": logs.set,
                "log-tail": logs.tail}
         tracing = Tracing(config.host.name, config.peer.name, self.vms)

@@ -29,7 +29,7 @@ class Command:
 
 
 def commands(line: str) -> list[Command]:
-    """The commands of a line, between `;` or `&&`. Raises UsageError when it cannot be understood."""
+    """The commands of a line, between `;`, `&&` or line ends. Raises UsageError when it cannot be understood."""
     found: list[Command] = []
     for part, joined in _parts(line):
         ours, _, pipe = _split(part, "|")
@@ -45,7 +45,7 @@ def commands(line: str) -> list[Command]:
 def _parts(line: str) -> Iterator[tuple[str, bool]]:
     joined = False
     while line:
-        first, mark, line = min((_split(line, ";"), _split(line, "&&")), key=lambda parts: len(parts[0]))
+        first, mark, line = min((_split(line, mark) for mark in (";", "&&", "\n")), key=lambda parts: len(parts[0]))
         yield first, joined
         joined = mark == "&&"
 

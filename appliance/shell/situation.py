@@ -83,12 +83,13 @@ class Situation:
         match event.get("what"):
             case "host":
                 self.host = str(event.get("host"))
+                self.vms, self.links = {}, {}
             case "peer":
                 self.peer, self.peer_state = str(event.get("peer")), str(event.get("state"))
             case "link":
-                self.links[str(event.get("link"))] = str(event.get("state"))
+                self._link(event, str(event.get("state")))
             case "vm":
-                self.vms[vm] = dict(event)
+                self.vms = {**self.vms, vm: dict(event)}
 
     def _follow(self, event: dict[str, Any], name: str, vm: str) -> None:
         """What the event changes about what is known."""
@@ -102,7 +103,11 @@ class Situation:
             for each in self.vms.values() if name == "peer-down" else ():
                 each["peer"] = None
         elif name in ("link-up", "link-down"):
-            self.links[str(event.get("link"))] = name.removeprefix("link-")
+            self._link(event, name.removeprefix("link-"))
+
+    def _link(self, event: dict[str, Any], state: str) -> None:
+        # A new dictionary: the other thread may be looking at the old one.
+        self.links = {**self.links, str(event.get("link")): state}
 
     # --- what is shown ---
 

@@ -185,7 +185,7 @@ def script(host: Pretender, line: str) -> int:
 def test_a_script(host: Pretender, capsys: pytest.CaptureFixture[str]) -> None:
     host.replies["drain"] = {"schema": "holdfast.drain/1", "host": "alpha", "drained": True, "vms": {"web1": "moved"}}
     host.vms["web1"] = vm("backup", "standby")
-    assert script(host, "drain alpha; wait gone --timeout 5 && help exit-codes # and done") == 0
+    assert script(host, "drain alpha; # first\nwait gone --timeout 5 && help exit-codes # and done") == 0
     said = capsys.readouterr().out
     assert said.startswith("alpha: drained\n  web1: moved\nweb1: backup standby\n  0 ")
     assert [verb for verb, _ in host.asked] == ["drain", "events"]
