@@ -27,13 +27,14 @@ def overview() -> str:
         for verb in registry.every():
             if verb.access is access:
                 first, _, rest = verb.name.partition(" ")
-                shown[first if not rest else f"{first} ..."] = verb.summary if not rest else _families(first)
+                shown[first if not rest else f"{first} ..."] = verb.summary if not rest else _families(first, access)
         lines += ["", f"{title}:", *_columns(list(shown.items()))]
     return "\n".join([*lines, "", "holdfast help VERB, holdfast help exit-codes and man holdfast say more."])
 
 
-def _families(first: str) -> str:
-    return ", ".join(verb.name.partition(" ")[2] for verb in registry.every() if verb.name.startswith(f"{first} "))
+def _families(first: str, access: Access) -> str:
+    return ", ".join(verb.name.partition(" ")[2] for verb in registry.every()
+                     if verb.name.startswith(f"{first} ") and verb.access is access)
 
 
 def of_group(first: str) -> str:
