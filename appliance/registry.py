@@ -35,6 +35,7 @@ SOURCES = (
     "appliance.trace.commands",
     "appliance.cli.help",
     "appliance.cli.completion",
+    "appliance.cli.report",
     "appliance.lab.commands",
 )
 """Looked through in this order until a verb is found: what is used often comes first."""
