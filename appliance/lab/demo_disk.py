@@ -148,13 +148,14 @@ def lose_power(inspector: Inspector, run: DiskRun, chosen: Chosen, tell: Callabl
     """Both hosts crash while clients write; the VM starts afresh from the disk of the one that was active last."""
     lab = inspector.lab
     keys = inspector.redis_counts()
-    writers = Writers(lab, inspector.bank, inspector.audit, chosen.clients)
+    ledger = Ledger(inspector.audit.path)
+    writers = Writers(lab, inspector.bank, ledger, chosen.clients, chosen.clients)  # numbered after those before
     try:
         time.sleep(LAST_S)
         faults.power_loss(lab.name)
         tell("both hosts lose power")
     finally:
-        writers.stop()
+        writers.close()
     for host in HOSTS:
         lab.heal(host)
     lab.wait_protected(FRESH_S)
