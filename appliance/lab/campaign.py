@@ -24,9 +24,10 @@ import msgspec
 
 from appliance.errors import HoldfastError, UsageError
 from appliance.lab import campaign_report as report
-from appliance.lab.blueprint import Options
-from appliance.lab.campaign_faults import KINDS, Kind, Play
+from appliance.lab.blueprint import DISK_GUEST_MEMORY, Options
+from appliance.lab.campaign_faults import Play
 from appliance.lab.campaign_judge import Speech, turns, voices
+from appliance.lab.campaign_kinds import KINDS, Kind
 from appliance.lab.campaign_plan import Round, rounds
 from appliance.lab.campaign_report import Outcome
 from appliance.lab.demo import FAILURES, INTERRUPTED, Teller, heed, interrupt, write_json
@@ -89,7 +90,7 @@ class Campaign:
         term = 0
         try:
             play.primary, play.backup = stage.protected()
-            stage.client.goes_on()  # the primary has spoken
+            stage.goes_on()  # the primary has spoken
             term = stage.term()
             play.wait(*MOMENT_S)
             self.kinds[one.kind].play(play)
@@ -110,7 +111,7 @@ class Campaign:
         except HoldfastError:
             outcome.not_reprotected = 1
             raise
-        play.stage.client.goes_on()
+        play.stage.goes_on()
         # A VM that started afresh has a client that never saw the fault: the outage is the gap.
         outcome.gap_ms = ((play.healed - play.begun) * 1e3 if play.afresh
                           else play.stage.client.longest_wait_ms(play.begun, play.healed))  # fmt: skip
@@ -130,13 +131,28 @@ class Campaign:
         except FAILURES as error:
             outcome.problems.append(f"the wire cannot be judged: {error}")
         try:
-            outcome.lost_acked_writes = stage.client.lost()
+            outcome.lost_acked_writes = stage.client.lost() + play.lost
+            self._database(play, outcome)
         except (*FAILURES, ValueError, WrongAnswer) as error:
             outcome.problems.append(f"what was written cannot be read back: {error}")
-        outcome.resets = stage.client.resets()
+        outcome.resets += stage.client.resets()
         outcome.problems += stage.client.problems()[:10]
         if outcome.lost_acked_writes:
             outcome.problems.append(f"{outcome.lost_acked_writes} acknowledged writes are lost")
+
+    @staticmethod
+    def _database(play: Play, outcome: Outcome) -> None:
+        """What the database and its disk have to say, in a lab that has one."""
+        database = play.stage.database
+        if database is None:
+            return
+        outcome.resets += database.resets()
+        outcome.problems += database.problems()[:10]
+        found = database.audit()
+        outcome.lost_acked_writes += found.lost + found.twice + found.wrong
+        outcome.problems += found.problems
+        if not outcome.not_reprotected:
+            outcome.problems += database.compare(play.stage.protected()[0])
 
     @staticmethod
     def _guards(stage: Stage) -> list[str]:
@@ -178,6 +194,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--round", type=int, metavar="K", help="play this round of the seed alone")
     parser.add_argument("--only", metavar="KIND,...", help=f"of {', '.join(KINDS)}")
     parser.add_argument("--out", type=Path, default=Path("build/campaign"), metavar="DIR", help="results go here")
+    parser.add_argument("--guest", choices=("memory", "disk"), default="memory",
+                        help="disk: a database on a disk that is replicated, and can fail (memory)")
     parser.add_argument("--name", default="campaign", help="the labs are named after it")
     parser.add_argument("--keep-failed", action="store_true", help="leave the first lab that failed, to look into it")
     args = parser.parse_args(argv)
@@ -188,8 +206,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def chosen(only: str | None, options: Options) -> dict[str, Kind]:
     """The kinds of fault to play on a lab of these options. Raises UsageError."""
-    witness = options.arbiter == "witness"
-    possible = {name: kind for name, kind in KINDS.items() if witness or not kind.arbitrated}
+    witness, disk = options.arbiter == "witness", options.guest == "disk"
+    possible = {name: kind for name, kind in KINDS.items()
+                if (witness or not kind.arbitrated) and (disk or not kind.disk)}  # fmt: skip
     names = list(possible) if only is None else only.split(",")
     for name in names:
         if name not in possible:
@@ -214,10 +233,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         (args.out / old).unlink(missing_ok=True)  # nothing of an older run may pass for this one's
     tell = Teller()
     try:
-        options = Options(name=args.name)
+        memory = DISK_GUEST_MEMORY if args.guest == "disk" else Options().memory
+        options = Options(name=args.name, guest=args.guest, memory=memory, disk_faults=args.guest == "disk")
         kinds = chosen(args.only, options)
         tell(f"seed {seed}")
-        repeat = f"make campaign SEED={seed}" + (f" ARGS='--only {args.only}'" if args.only else "")
+        more = [f"--guest {args.guest}"] * (args.guest != "memory") + [f"--only {args.only}"] * (args.only is not None)
+        repeat = f"make campaign SEED={seed}" + (f" ARGS='{' '.join(more)}'" if more else "")
         campaign = Campaign(options, args.out, kinds, repeat=repeat, keep_failed=args.keep_failed)
         campaign.hold(plan(args, seed, kinds), tell)
     except KeyboardInterrupt:

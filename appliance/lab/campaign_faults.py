@@ -26,7 +26,6 @@ from appliance.lab.stage import Stage, other, until
 from appliance.lab.topology import HOSTS, LINKS
 from appliance.lab.wire import Frame
 from appliance.term import TermStore
-from vmlink import inject
 
 AWAY_S = (0.1, 1.2)  # how long a fault lasts once the client goes on
 BLIND_S = (0.3, 1.5)  # how long one lasts that nobody has to survive unaided
@@ -53,6 +52,8 @@ class Play:
     healed: float = 0.0
     afresh: bool = False
     """The VM's memory ended and it started afresh: what it knew is gone by nature."""
+    lost: int = 0
+    """Acknowledged writes of a VM before it started afresh, which its disk should have had."""
     detour: bool = False
     """The VM may have been heard through the other host's uplink without a takeover."""
 
@@ -86,7 +87,7 @@ class Play:
 
     def goes_on(self) -> None:
         """The client must be served again without anything being healed. Raises TimedOut."""
-        self.stage.client.goes_on()
+        self.stage.goes_on()
 
     def heal(self, *hosts: str) -> None:
         for host in hosts:
@@ -108,19 +109,22 @@ class Play:
 
 # --- one fault --------------------------------------------------------------------------------------
 
-def _one(kind: str, play: Play) -> None:
+def one(kind: str, play: Play) -> None:
+    """A fault of one host, which the other one answers."""
     host = play.somebody()
     play.fault(kind, host)
     play.outlives(host)
 
 
-def _link_down(number: int, play: Play) -> None:
+def link_down(number: int, play: Play) -> None:
+    """One link dead; the other one carries on."""
     host = play.somebody(0.5)
     play.fault(f"link-down:{number}", host)
     play.outlives(host)
 
 
-def _uplink_down(play: Play) -> None:
+def uplink_down(play: Play) -> None:
+    """The cable to the switch dead."""
     host = play.somebody()
     play.detour = True
     play.fault("uplink-down", host)
@@ -128,20 +132,21 @@ def _uplink_down(play: Play) -> None:
     play.heal(host)
 
 
-def _both_links(play: Play) -> None:
+def both_links(play: Play) -> None:
     """A partition: the witness gives the next term to one of the two."""
     host = play.somebody(0.5)
     play.fault("both-links", host)
     play.outlives(host)
 
 
-def _witness_down(play: Play) -> None:
+def witness_down(play: Play) -> None:
+    """The witness gone, and then back."""
     play.fault("witness-down", WITNESS)
     play.wait(*BLIND_S)
     play.outlives(WITNESS)
 
 
-def _partition_without_witness(play: Play) -> None:
+def partition_without_witness(play: Play) -> None:
     """Nobody can know who lives; whoever spoke may go on only as long as that can be nobody's but its own turn."""
     host = play.somebody(0.5)
     play.fault("witness-down", WITNESS)
@@ -155,7 +160,7 @@ def _partition_without_witness(play: Play) -> None:
     play.heal(back[1])
 
 
-def _power_loss_both(play: Play) -> None:
+def power_loss_both(play: Play) -> None:
     """Memory is gone; the host with the right to the VM starts it afresh, once, under a new term."""
     stage = play.stage
     play.begun = faults.power_loss(stage.lab.name).monotonic
@@ -170,7 +175,7 @@ def _power_loss_both(play: Play) -> None:
     play.wait(0.0, 0.5)
     play.heal(other(first))
     primary, _ = stage.protected(FRESH_S)
-    stage.new_client()
+    play.lost = stage.new_client()
     play.healed = time.monotonic()
     entitled = max(reigns, key=lambda host: reigns[host])
     if primary != entitled:
@@ -185,18 +190,18 @@ def _reign(stage: Stage, host: str) -> tuple[int, bool]:
     return reign.term, reign.role is Role.PRIMARY
 
 
-def _crash_in_resync(play: Play) -> None:
+def crash_in_resync(play: Play) -> None:
     """The returned host crashes once more before, or just when, its replica is whole."""
     victim = play.somebody()
     play.fault("crash", victim)
     play.outlives(victim)
-    _backup_again(play, victim)
+    backup_again(play, victim)
     play.wait(0.0, 0.6)
     play.fault("crash", victim)
     play.outlives(victim)
 
 
-def _crash_in_switchover(play: Play) -> None:
+def crash_in_switchover(play: Play) -> None:
     """The host that gives the VM away crashes somewhere in between, or the one that is to get it just before.
 
     Once the VM is given away the other host is the only one that has it: see docs/reliability.md.
@@ -228,25 +233,28 @@ def _order_switchover(play: Play) -> threading.Thread:
     return ordered
 
 
-def _backup_again(play: Play, host: str) -> None:
+def backup_again(play: Play, host: str) -> None:
+    """Wait until `host` is a backup again. Raises TimedOut."""
     until(f"{host} is a backup again", lambda: play.stage.vm(host).get("role") == "backup")
 
 
 # --- a fault at a step of the protocol --------------------------------------------------------------
 
-def _primary_at(point: str, play: Play) -> None:
+def primary_at(point: str, play: Play) -> None:
+    """The primary dies at that step."""
     play.arm(play.primary, f"{point}:kill:{play.chance.randint(1, PASSAGES)}")
     play.stage.dead(play.primary)
     play.outlives(play.primary)
 
 
-def _backup_at(point: str, play: Play) -> None:
+def backup_at(point: str, play: Play) -> None:
+    """The backup dies at that step."""
     play.arm(play.backup, f"{point}:kill:{play.chance.randint(1, PASSAGES)}")
     play.stage.dead(play.backup)
     play.outlives(play.backup)
 
 
-def _takeover_at(point: str, play: Play) -> None:
+def takeover_at(point: str, play: Play) -> None:
     """The primary only stands still, so it still holds the state; whose term it is shows when both are back."""
     play.arm(play.backup, f"{point}:kill")
     play.fault("service-pause", play.primary)
@@ -257,7 +265,7 @@ def _takeover_at(point: str, play: Play) -> None:
     play.heal(*both)
 
 
-def _handover_at(point: str, play: Play) -> None:
+def handover_at(point: str, play: Play) -> None:
     """The host that gives the VM away dies at that step."""
     play.arm(play.primary, f"{point}:kill")
     order = _order_switchover(play)
@@ -266,7 +274,7 @@ def _handover_at(point: str, play: Play) -> None:
     order.join()
 
 
-def _sync_at(point: str, play: Play) -> None:
+def sync_at(point: str, play: Play) -> None:
     """The copy breaks off; the primary is the only one with the state, so nothing worse may happen to it."""
     play.fault("service-kill", play.backup)
     play.goes_on()
@@ -279,13 +287,13 @@ def _sync_at(point: str, play: Play) -> None:
 def _crash_then_link(play: Play) -> None:
     victim = play.somebody()
     play.fault("crash", victim)
-    play.fault(_a_link(play), other(victim))
+    play.fault(a_link(play), other(victim))
     play.outlives(victim, other(victim))
 
 
 def _link_then(kind: str, play: Play) -> None:
     cut, victim = play.somebody(0.5), play.somebody()
-    play.fault(_a_link(play), cut)
+    play.fault(a_link(play), cut)
     play.wait(0.0, 0.4)
     play.fault(kind, victim)
     play.outlives(*{cut, victim})
@@ -294,7 +302,7 @@ def _link_then(kind: str, play: Play) -> None:
 def _pause_then_link(play: Play) -> None:
     victim, cut = play.somebody(), play.somebody(0.5)
     play.fault("service-pause", victim)
-    play.fault(_a_link(play), cut)
+    play.fault(a_link(play), cut)
     play.outlives(*{cut, victim})
 
 
@@ -317,7 +325,8 @@ def _flap(play: Play) -> None:
     play.outlives(victim)
 
 
-def _a_link(play: Play) -> str:
+def a_link(play: Play) -> str:
+    """The fault of one link, by chance."""
     return f"link-down:{play.chance.randrange(len(LINKS))}"
 
 
@@ -333,49 +342,6 @@ SECOND: tuple[Callable[[Play], None], ...] = (
 )
 
 
-def _second_fault(play: Play) -> None:
+def second_fault(play: Play) -> None:
+    """One of SECOND, by chance."""
     play.chance.choice(SECOND)(play)
-
-
-# --- all of them ------------------------------------------------------------------------------------
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of fault. `weight`: how often it comes up in a pass; `arbitrated`: it takes a lab with a witness."""
-
-    play: Callable[[Play], None]
-    weight: int = 2
-    arbitrated: bool = False
-
-
-_AT = {"checkpoint": _primary_at, "epoch": _primary_at, "link": _primary_at, "replica": _backup_at,
-       "takeover": _takeover_at, "handover": _handover_at}  # fmt: skip
-
-
-def _points() -> dict[str, Kind]:
-    """One kind for each injection point."""
-    found = {}
-    for point in inject.POINTS:
-        step = point.partition(".")[0]
-        if step in _AT:
-            found[f"checkpoint-{point}:kill"] = Kind(partial(_AT[step], point), 1)
-    found["checkpoint-sync.round:raise"] = Kind(partial(_sync_at, "sync.round"), 1)
-    return found
-
-
-KINDS: dict[str, Kind] = {
-    "host-crash": Kind(partial(_one, "crash"), 3),
-    "qemu-kill": Kind(partial(_one, "qemu-kill")),
-    "service-kill": Kind(partial(_one, "service-kill")),
-    "service-pause": Kind(partial(_one, "service-pause")),
-    **{f"link-down:{number}": Kind(partial(_link_down, number)) for number in range(len(LINKS))},
-    "both-links": Kind(_both_links, arbitrated=True),
-    "witness-down": Kind(_witness_down, arbitrated=True),
-    "partition-without-witness": Kind(_partition_without_witness, arbitrated=True),
-    "uplink-down": Kind(_uplink_down),
-    "power-loss-both": Kind(_power_loss_both, 1),
-    **_points(),
-    "crash-in-resync": Kind(_crash_in_resync),
-    "crash-in-switchover": Kind(_crash_in_switchover),
-    "second-fault": Kind(_second_fault, 3),
-}

@@ -11,6 +11,7 @@ from appliance.errors import TimedOut
 from appliance.lab import faults
 from appliance.lab.blueprint import VM, Options
 from appliance.lab.client import Client
+from appliance.lab.database import Database
 from appliance.lab.lab import Lab, Progress, is_protected
 from appliance.lab.topology import HOSTS
 from appliance.lab.wire import Wire
@@ -42,6 +43,7 @@ class Stage:
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
         self.client = Client(lab)
+        self.database = Database(lab) if lab.options.guest == "disk" else None
         self.wire = Wire(lab)
 
     @classmethod
@@ -51,7 +53,7 @@ class Stage:
         lab = Lab.up(options, extra_environment=environment, progress=progress)
         try:
             stage = cls(lab)
-            stage.client.goes_on()
+            stage.goes_on()
         except BaseException:
             lab.down()
             raise
@@ -65,14 +67,28 @@ class Stage:
     def leave(self) -> None:
         """Stop client and wire; the lab stays."""
         self.client.close()
+        if self.database is not None:
+            self.database.close()
         self.wire.close()
 
-    def new_client(self) -> None:
-        """Another client, of a VM that was started afresh."""
+    def goes_on(self, seconds: float = 15.0) -> None:
+        """Wait until everything asked from now on is answered. Raises TimedOut."""
+        self.client.goes_on(seconds)
+        if self.database is not None:
+            self.database.goes_on(seconds)
+
+    def new_client(self) -> int:
+        """Another client, of a VM that was started afresh; returns how many acknowledged writes of the one before are
+        gone, of those that have a disk to be on."""
         self.client.close()
         self.lab.wait_guest()
+        lost = 0
+        if self.database is not None:
+            lost = self.client.lost()
+            self.database.started_afresh()
         self.client = Client(self.lab)
-        self.client.goes_on()
+        self.goes_on()
+        return lost
 
     # --- who is who ---
 

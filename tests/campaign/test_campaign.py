@@ -17,7 +17,8 @@ import pytest
 from appliance.lab import topology
 from appliance.lab.blueprint import Options
 from appliance.lab.campaign import Campaign, chosen
-from appliance.lab.campaign_faults import KINDS, Kind, Play
+from appliance.lab.campaign_faults import Play
+from appliance.lab.campaign_kinds import KINDS, Kind
 from appliance.lab.campaign_plan import Round, rounds
 from appliance.lab.campaign_report import SUMS
 from appliance.lab.lab import down

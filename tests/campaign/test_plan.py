@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from appliance.errors import UsageError
 from appliance.lab import campaign
 from appliance.lab.blueprint import Options
-from appliance.lab.campaign_faults import KINDS
+from appliance.lab.campaign_kinds import KINDS
 from appliance.lab.campaign_plan import rounds
 from vmlink import inject
 
@@ -46,8 +46,7 @@ def test_another_seed_is_another_campaign() -> None:
 
 def test_every_injection_point_is_hit() -> None:
     hit = {kind.removeprefix("checkpoint-").rpartition(":")[0] for kind in KINDS if kind.startswith("checkpoint-")}
-    # Those of the disks are hit in tests/disk/test_killed.py: the campaign's VM has none.
-    assert hit == {point for point in inject.POINTS if not point.startswith("disk.")}
+    assert hit == set(inject.POINTS)
 
 
 def test_one_round_alone_is_the_one_it_is_among_all() -> None:
@@ -61,5 +60,11 @@ def test_an_unknown_kind_is_refused() -> None:
     with pytest.raises(UsageError, match="no fault 'meteor'"):
         campaign.chosen("host-crash,meteor", Options())
     assert set(campaign.chosen("host-crash", Options())) == {"host-crash"}
-    unarbitrated = {name for name, kind in KINDS.items() if not kind.arbitrated}
-    assert unarbitrated <= set(campaign.chosen(None, Options())) <= set(KINDS)
+    everywhere = {name for name, kind in KINDS.items() if not kind.arbitrated and not kind.disk}
+    assert everywhere <= set(campaign.chosen(None, Options())) < set(KINDS)
+
+
+def test_faults_of_disks_are_for_labs_with_disks() -> None:
+    with pytest.raises(UsageError, match="no fault 'disk-fail'"):
+        campaign.chosen("disk-fail", Options())
+    assert set(campaign.chosen(None, Options(guest="disk"))) == set(KINDS)

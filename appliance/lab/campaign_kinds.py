@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""All kinds of fault that a campaign can play, and how often each comes up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from appliance.lab.campaign_disks import disk_breaks, disk_fails_then_crash, link_in_copy
+from appliance.lab.campaign_faults import (
+    Play,
+    backup_at,
+    both_links,
+    crash_in_resync,
+    crash_in_switchover,
+    handover_at,
+    link_down,
+    one,
+    partition_without_witness,
+    power_loss_both,
+    primary_at,
+    second_fault,
+    sync_at,
+    takeover_at,
+    uplink_down,
+    witness_down,
+)
+from appliance.lab.topology import LINKS
+from vmlink import inject
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of fault. `weight`: how often it comes up in a pass; `arbitrated`: it takes a lab with a witness;
+    `disk`: one whose VM has a disk."""
+
+    play: Callable[[Play], None]
+    weight: int = 2
+    arbitrated: bool = False
+    disk: bool = False
+
+
+_AT = {"checkpoint": primary_at, "epoch": primary_at, "link": primary_at, "replica": backup_at,
+       "disk": backup_at, "takeover": takeover_at, "handover": handover_at}  # fmt: skip
+
+
+def _points() -> dict[str, Kind]:
+    """One kind for each injection point."""
+    found = {}
+    for point in inject.POINTS:
+        step = point.partition(".")[0]
+        if step in _AT:
+            found[f"checkpoint-{point}:kill"] = Kind(partial(_AT[step], point), 1, disk=step == "disk")
+    found["checkpoint-sync.round:raise"] = Kind(partial(sync_at, "sync.round"), 1)
+    return found
+
+
+KINDS: dict[str, Kind] = {
+    "host-crash": Kind(partial(one, "crash"), 3),
+    "qemu-kill": Kind(partial(one, "qemu-kill")),
+    "service-kill": Kind(partial(one, "service-kill")),
+    "service-pause": Kind(partial(one, "service-pause")),
+    **{f"link-down:{number}": Kind(partial(link_down, number)) for number in range(len(LINKS))},
+    "both-links": Kind(both_links, arbitrated=True),
+    "witness-down": Kind(witness_down, arbitrated=True),
+    "partition-without-witness": Kind(partition_without_witness, arbitrated=True),
+    "uplink-down": Kind(uplink_down),
+    "power-loss-both": Kind(power_loss_both, 1),
+    **_points(),
+    "crash-in-resync": Kind(crash_in_resync),
+    "crash-in-switchover": Kind(crash_in_switchover),
+    "second-fault": Kind(second_fault, 3),
+    "disk-fail": Kind(partial(disk_breaks, "disk-fail"), 3, disk=True),
+    "disk-full": Kind(partial(disk_breaks, "disk-full"), disk=True),
+    "disk-fail-then-crash": Kind(disk_fails_then_crash, disk=True),
+    "link-down-in-copy": Kind(partial(link_in_copy, "link-down"), disk=True),
+    "both-links-in-copy": Kind(partial(link_in_copy, "both-links"), arbitrated=True, disk=True),
+}
