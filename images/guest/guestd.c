@@ -299,8 +299,8 @@ static int serve_echo(int i)
 	return 1;
 }
 
-/* Does the service on a local port take a connection and, if asked something, say something? */
-static int answers(int port, const char *question)
+/* Does the service on a local port take a connection and, if asked something, answer with something that begins so? */
+static int answers(int port, const char *question, char first)
 {
 	struct sockaddr_in address = { .sin_family = AF_INET, .sin_port = htons(port),
 				       .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
@@ -313,7 +313,7 @@ static int answers(int port, const char *question)
 		die("socket");
 	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
 	ok = !connect(fd, (struct sockaddr *)&address, sizeof(address)) &&
-	     send(fd, question, strlen(question), MSG_NOSIGNAL) > 0 && recv(fd, reply, sizeof(reply), 0) > 0;
+	     send(fd, question, strlen(question), MSG_NOSIGNAL) > 0 && recv(fd, reply, sizeof(reply), 0) > 0 && reply[0] == first;
 	close(fd);
 	return ok;
 }
@@ -322,7 +322,7 @@ static void wait_until_ready(void)
 {
 	const struct timespec pause = { .tv_nsec = 20 * 1000000 };
 
-	while (!answers(REDIS_PORT, "PING\r\n") || !answers(HTTP_PORT, "GET / HTTP/1.0\r\n\r\n"))
+	while (!answers(REDIS_PORT, "PING\r\n", '+') || !answers(HTTP_PORT, "GET / HTTP/1.0\r\n\r\n", 'H'))
 		nanosleep(&pause, NULL);
 	puts("HOLDFAST GUEST READY");
 	fflush(stdout);
