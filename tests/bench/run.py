@@ -22,7 +22,7 @@ from typing import Any
 from appliance.errors import HoldfastError
 
 SCHEMA = "holdfast.bench/1"
-GROUPS = ("checkpoint", "echo", "crash", "switchover", "gate", "track", "service", "operator")
+GROUPS = ("checkpoint", "echo", "crash", "switchover", "gate", "track", "service", "operator", "disk", "disk_resync")
 GOALS: dict[str, tuple[float, str]] = {
     "checkpoint.pause.p50": (5, "lower"),
     "checkpoint.pause.p99": (20, "lower"),
@@ -37,6 +37,10 @@ GOALS: dict[str, tuple[float, str]] = {
     "switchover.broken": (0, "lower"),
     "gate.bulk.ratio": (0.5, "higher"),
     "service.rss": (150, "lower"),
+    "disk.seq.ratio": (0.7, "higher"),
+    "disk.random.ratio": (0.5, "higher"),
+    "disk.pause.p50": (10, "lower"),
+    "disk.resync.moved": (2, "lower"),
     "operator.status.wall": (150, "lower"),
     "operator.status.wall.p95": (150, "lower"),
 }
