@@ -40,7 +40,7 @@ GROUP = 16 << 20
 CHECKPOINT = 32 << 20
 """Bytes in the journal from which on the images are flushed and it is emptied: how much a takeover may find not
 flushed."""
-COPIED = 128 << 20
+COPIED = 32 << 20
 """Bytes of a copy after which they are flushed: what a slow disk has to do at once must not take too long."""
 QUIET = 0.1
 """Seconds without an epoch that wrote, after which the images are flushed."""

@@ -35,8 +35,8 @@ STRETCH = 1 << 30
 """Bytes of a disk whose holes are looked up together."""
 MOST_RANGES = 4096
 """Ranges in a piece."""
-ANSWER_TIMEOUT = 60.0
-"""Seconds for an answer: the other side's disk may be slow, but not dead."""
+ANSWER_TIMEOUT = 300.0
+"""Seconds for an answer. The other side tells by itself when its disk fails; until then it may be slow."""
 
 Part = tuple[int, memoryview]
 """Offset and content of a part of a disk."""

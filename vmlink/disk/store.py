@@ -24,8 +24,8 @@ from vmlink.disk.dirty import Numbers
 from vmlink.disk.record import Kind, Write
 from vmlink.errors import VmError
 
-TIMEOUT = 30.0
-"""Seconds without any answer after which an image counts as failed: what a disk's own retries may take."""
+TIMEOUT = 120.0
+"""Seconds without any answer after which an image counts as failed: a busy disk may take long to flush."""
 DEPTH = 64
 """Requests under way at once."""
 REQUEST = 1 << 20
