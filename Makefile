@@ -27,7 +27,7 @@ step = @printf '%-7s %s\n' '$(1)' '$(2)'; mkdir -p $(LOG); \
 	( $(3) ) >$(LOG)/$(1).log 2>&1 || { rc=$$?; tail -n 40 $(LOG)/$(1).log; echo "$(1): failed, all of it in $(LOG)/$(1).log" >&2; exit $$rc; }
 endif
 
-.PHONY: help setup bpf shim image image-disk man check model test-fast test demo demo-disk campaign bench lab-clean clean
+.PHONY: help setup bpf shim image image-disk promtool man check model test-fast test demo demo-disk campaign bench lab-clean clean
 
 help:
 	@echo 'make setup      Debian packages (as root, when one is missing) and the Python environment in $(VENV)'
@@ -36,6 +36,7 @@ help:
 	@echo 'make image      the guest that the demo and the tests boot, into $(BUILD)/image'
 	@echo 'make image-disk the guest on a disk, with PostgreSQL, into $(BUILD)/image-disk'
 	@echo 'make man        the manual pages and the bash completion, into $(BUILD)/man and $(BUILD)/completion'
+	@echo 'make promtool   the checker of dashboards and alerts that the tests use, into $(BUILD)/promtool'
 	@echo 'make demo       two hosts on this machine, a VM, and what its clients see when a host dies'
 	@echo 'make demo-disk  a database on a replicated disk outlives N crashes (20), and the loss of power of both hosts'
 	@echo 'make campaign   N faults one after another, each judged, into $(BUILD)/campaign/report.json; SEED=, ROUND=, ARGS='
@@ -105,7 +106,14 @@ test-fast: setup bpf shim image
 model: setup
 	$(Q)$(PY) -m tests.model.run
 
-test: check model bpf shim image image-disk
+# Debian's package would install a daemon: its checker alone is taken out.
+promtool: $(BUILD)/promtool/promtool
+
+$(BUILD)/promtool/promtool: tests/metrics/promtool.py | $(STAMP)/apt
+	$(call step,promtool,the checker of dashboards and alerts,\
+	    $(PYTHON) -m tests.metrics.promtool --out $(@D) --cache $(BUILD)/debs && touch $@)
+
+test: check model bpf shim image image-disk promtool
 	$(Q)$(PY) -m pytest -q $(ARGS)
 
 # --- running it ---------------------------------------------------------------------------------------------

@@ -23,6 +23,8 @@ from appliance.disk_settings import Disk
 from appliance.disk_settings import faults as disk_faults
 from appliance.health import settings as health_settings
 from appliance.health.settings import Health
+from appliance.metrics import settings as metrics_settings
+from appliance.metrics.settings import Metrics
 from appliance.settings import Address, Bytes, FilePath, Mac, Seconds, Section, marks, plain, says
 from appliance.toml_tree import Key, Tree
 from appliance.units import format_size
@@ -135,6 +137,7 @@ class Config(Section, frozen=True, kw_only=True):
     timing: Timing = Timing()
     arbiter: Arbiter = Arbiter()
     health: Health = Health()
+    metrics: Metrics = Metrics()
     directory: Path = DEFAULT_DIRECTORY
 
     @property
@@ -144,7 +147,7 @@ class Config(Section, frozen=True, kw_only=True):
 
 
 S = TypeVar("S", bound=Section)
-SECTIONS = ("host", "peer", "link", "timing", "arbiter", "health", "vm")
+SECTIONS = ("host", "peer", "link", "timing", "arbiter", "health", "metrics", "vm")
 
 
 def load(directory: Path) -> Config:
@@ -161,6 +164,7 @@ def load(directory: Path) -> Config:
         timing=_section(tree, ("timing",), Timing, optional=True),
         arbiter=_section(tree, ("arbiter",), Arbiter, optional=True),
         health=_section(tree, ("health",), Health, optional=True),
+        metrics=_section(tree, ("metrics",), Metrics, optional=True),
         directory=directory,
     )
     for key, reason, hint in _faults(config):
@@ -276,6 +280,8 @@ def _faults(config: Config) -> Iterator[Fault]:
     bridges, guests = {vm.bridge for vm in config.vm.values()}, {ip for vm in config.vm.values() for ip in vm.ip}
     for field, reason, hint in health_settings.faults(config.health, bridges, guests):
         yield ("health", field), reason, hint
+    for field, reason, hint in metrics_settings.faults(config.metrics):
+        yield ("metrics", field), reason, hint
     for field, reason, hint in arbiter.faults(config.arbiter):
         yield ("arbiter", field), reason, hint
     for name, vm in config.vm.items():

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from appliance import config as cfg
 from appliance.errors import Unavailable
@@ -38,6 +38,14 @@ def policy(config: cfg.Config) -> Policy:
     return Policy(links, tuple(
         Station(name, FrontSpec(name, vm.mac, vm.ip, vm.bridge, vm.limits.held).device("o"), vm.mac, vm.ip)
         for name, vm in config.vm.items()))
+
+
+class Known(NamedTuple):
+    """Are the rules in force? What they dropped, by VM and reason, when they were last looked at."""
+
+    mode: str
+    loaded: bool
+    drops: dict[str, dict[str, int]]
 
 
 class Firewall:
@@ -137,6 +145,10 @@ class Firewall:
             if (device in wanted) != (device in seen):
                 with contextlib.closing(Latch(device)) as latch:
                     latch.set(device in wanted)
+
+    def known(self) -> Known:
+        """Without looking."""
+        return Known(self.mode, not self.reason, self._reading.vms if self._reading is not None else {})
 
     async def status(self) -> dict[str, Any]:
         """The `rules` section of the status: zeros are never left out."""

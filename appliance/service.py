@@ -11,7 +11,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncGenerator, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -31,6 +31,8 @@ from appliance.history.history import History
 from appliance.logs.lines import Form
 from appliance.logs.logs import Logs
 from appliance.logs.logs import start as start_logs
+from appliance.metrics.sight import Parts
+from appliance.metrics.web import Web
 from appliance.notify import Notifier
 from appliance.offer import Stock
 from appliance.orders import Orders
@@ -42,6 +44,9 @@ from appliance.verbs import Verbs
 from appliance.watched import is_defect, watched
 from vmlink import priority
 from vmlink.wire import Message, Type, WireError, vm_id
+
+if TYPE_CHECKING:
+    from appliance.metrics.pages import Monitoring
 
 log = logging.getLogger("holdfast")
 
@@ -81,6 +86,7 @@ class Service:
         self._orders = Orders(self.peer, {**table, "detour": self._detours.verb})
         verbs.orders = self._report.orders = self._detours.orders = self._history.orders = self._orders
         registry.access("status")  # reads all declarations now, and not while a VM waits
+        self._web = Web(listen, self.monitoring().pages()) if (listen := config.metrics.listen) else None
         own = {"status": self._status, "epochs": self._epochs, "log": logs.levels, "log-set": logs.set,
                "log-tail": logs.tail}
         tracing = Tracing(config.host.name, config.peer.name, self.vms)
@@ -121,6 +127,7 @@ class Service:
                        watched(self._detours.run(), "detours"),
                        watched(self._report.run(), "report"), watched(self._history.run(), "history"),
                        watched(self._notifier.watch(self._stuck), "watchdog")]
+            looking += [watched(self._web.run(), "metrics")] if self._web is not None else []
             gc.freeze()  # what lives as long as the service need not be looked at by each collection
             log.info("host %s is ready, its peer is %s", self._config.host.name, self._config.peer.name)
             self.events.tell("ready", host=self._config.host.name, peer=self._config.peer.name)
@@ -191,6 +198,14 @@ class Service:
         yield {"what": "arbiter", **self._arbiter_watch.status()}
         for vm in self.vms.values():
             yield {"what": "vm", "vm": vm.name, **vm.brief()}
+
+    def monitoring(self) -> Monitoring:
+        """What monitoring can be told."""
+        from appliance.metrics.pages import Monitoring  # a tenth of a second that only who wants it pays
+
+        parts = Parts(self._config.host.name, self.vms, self.peer, self._arbiter_watch, self._firewall, self._report,
+                      self._history, self.events, self._logs, lambda: self._outlook.here.drained)
+        return Monitoring(parts, self._stuck)
 
     def _line(self) -> str:
         """How things are, in one line."""

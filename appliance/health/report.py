@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -21,6 +21,13 @@ FRESH = 0.2
 """Seconds for which an answer of the peer serves whoever asks."""
 AGAIN = 10.0
 """Seconds after which the peer is asked again, so that something is known of one that dies."""
+
+
+class Known(NamedTuple):
+    """What is held of one host: its state, and the worst state of each component."""
+
+    state: State
+    components: dict[str, State]
 
 
 class Report:
@@ -38,6 +45,14 @@ class Report:
         if not args.get("own"):
             hosts[self._peer] = await self._peers()
         return {"schema": "holdfast.health/1", "hosts": hosts}
+
+    def known(self) -> dict[str, Known]:
+        """By host, without asking anybody."""
+        found = {self._host: _summed(self._own())}
+        at, peer = self._known or (0.0, {"state": State.UNKNOWN, "readings": []})
+        stale = time.monotonic() - at > 3 * AGAIN
+        found[self._peer] = Known(State.UNKNOWN, {}) if stale else _summed(peer)
+        return found
 
     async def run(self) -> None:
         """Remember what the peer says, again and again."""
@@ -77,6 +92,13 @@ class Report:
         at, known = self._known
         return {**known, "reachable": False, "reasons": [reason, *known["reasons"]],
                 "age_s": round(time.monotonic() - at, 1), "last_state": known["state"], "state": State.UNKNOWN}
+
+
+def _summed(host: dict[str, Any]) -> Known:
+    components: dict[str, set[State]] = {}
+    for reading in host["readings"]:
+        components.setdefault(reading["component"], set()).add(State(reading["state"]))
+    return Known(State(host["state"]), {name: worst(states) for name, states in components.items()})
 
 
 class _Host(msgspec.Struct):

@@ -109,6 +109,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         return own + self.disks
 
 
+METRICS = "127.0.0.1:9478"
+"""Where each host of a lab serves its figures, in its own namespace."""
 _TARGETS = {"memory": "image", "disk": "image-disk"}
 
 
@@ -227,6 +229,7 @@ def configuration(options: Options, host: str) -> str:
         "[timing]": {name: format_duration(value) for name, value in _timing(options).items()},
         "[arbiter]": third.section(options.arbiter, directory(options.name) / third.PLACE, options.risk),
         "[health]": {"probe": [topology.CLIENT_IP]},
+        "[metrics]": {"listen": METRICS},
     }
     for guest in GUESTS[: options.vms]:
         tables |= _vm_tables(options, guest)

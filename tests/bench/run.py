@@ -22,7 +22,8 @@ from typing import Any
 from appliance.errors import HoldfastError
 
 SCHEMA = "holdfast.bench/1"
-GROUPS = ("checkpoint", "echo", "crash", "switchover", "gate", "track", "service", "operator", "disk", "disk_resync")
+GROUPS = ("checkpoint", "echo", "crash", "switchover", "gate", "track", "service", "operator", "monitoring", "disk",
+          "disk_resync")
 GOALS: dict[str, tuple[float, str]] = {
     "checkpoint.pause.p50": (5, "lower"),
     "checkpoint.pause.p99": (20, "lower"),
