@@ -10,11 +10,14 @@ from __future__ import annotations
 import io
 import json
 import os
+import platform
 import re
+import socket as socket_module
 import subprocess
 import tarfile
 import time
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +26,14 @@ from appliance.errors import HoldfastError, Unavailable
 
 SECONDS = 10.0
 """The longest that one part may take."""
+BUDGET = 60.0
+"""Seconds for all parts; what would begin later is left out, and named."""
 LONGEST = 16 << 20
 """Bytes of one part; what is longer is cut."""
 REMOVED = "<removed>"
 ASKED: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("status", {}), ("health", {}), ("history", {}), ("epochs", {}), ("log", {}), ("log-tail", {}))
+    ("status", {}), ("health", {}), ("history", {"limit": 200}), ("epochs", {}), ("log", {}),
+    ("log-tail", {"lines": 1000}))
 RUN = {
     "host/links.txt": ("ip", "-details", "-statistics", "link"),
     "host/addresses.txt": ("ip", "address"),
@@ -64,9 +70,13 @@ def write(path: Path, socket: str, config: Path) -> dict[str, Any]:
     except OSError as error:
         raise Unavailable(f"{path}: {error.strerror}", "name another file with -o") from None
     try:
+        until = time.monotonic() + BUDGET
         with os.fdopen(file, "wb") as raw, tarfile.open(fileobj=raw, mode="w:gz") as tar:
             for name, make in _parts(socket, config):
-                _add(tar, name, make, manifest)
+                if time.monotonic() < until:
+                    _add(tar, name, make, manifest)
+                else:
+                    manifest["missing"][name] = f"the parts before it took {BUDGET:g} s"
             _member(tar, "manifest.json", json.dumps(manifest, indent=1).encode())
             raw.flush()
     except OSError as error:
@@ -84,6 +94,8 @@ def _parts(socket: str, config: Path) -> Iterator[tuple[str, Callable[[], str]]]
         yield f"config/{file.name}", lambda file=file: _text(file)  # type: ignore[misc]
     for name in READ:
         yield f"host/{Path(name).name}.txt", lambda name=name: _text(Path(name))  # type: ignore[misc]
+    yield "host/filters.txt", _filters
+    yield "host/packages.txt", _packages
     for name, command in RUN.items():
         yield name, lambda command=command: _output(command)  # type: ignore[misc]
 
@@ -103,6 +115,19 @@ def _member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     about = tarfile.TarInfo(f"holdfast-report/{name}")
     about.size, about.mode, about.mtime = len(data), 0o600, int(time.time())
     tar.addfile(about, io.BytesIO(data))
+
+
+def _filters() -> str:
+    """The TC filters of every device of a front: `h`, its kind, a dash, the VM."""
+    fronts = sorted(name for _, name in socket_module.if_nameindex() if re.match(r"h[vhoxs]-", name))
+    return "\n".join(f"# {name} {side}\n{_output(('tc', '-s', 'filter', 'show', 'dev', name, side))}"
+                     for name in fronts for side in ("ingress", "egress"))
+
+
+def _packages() -> str:
+    """What Python has."""
+    found = sorted({f"{one.name} {one.version}" for one in metadata.distributions()})
+    return f"python {platform.python_version()}\n" + "\n".join(found) + "\n"
 
 
 def _indented(document: object) -> str:

@@ -59,6 +59,8 @@ def test_what_is_in_it(host: Pretender, home: Path, config: Path, capsys: pytest
     assert "MemTotal" in found["host/meminfo.txt"] and "console=ttyS0" in found["config/holdfast.toml"]
     assert set(said["members"]) | {"manifest.json"} == set(found)
     assert "nothing to say" in said["missing"]["service/history.json"]
+    assert "msgspec " in found["host/packages.txt"] and "host/filters.txt" in found
+    assert ("log-tail", {"lines": 1000}) in host.asked and ("history", {"limit": 200}) in host.asked
 
 
 def test_no_secret_is_in_it(host: Pretender, home: Path, config: Path) -> None:
@@ -76,6 +78,15 @@ def test_a_host_without_a_service_reports_too(home: Path, config: Path, capsys: 
     said = capsys.readouterr().out
     assert "without service/status.json: no service answers" in said
     assert "config/holdfast.toml" in contents(file)
+
+
+def test_it_ends_in_time_and_names_what_it_left_out(
+        home: Path, config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(report, "BUDGET", 0.0)
+    file = home / "r.tar.gz"
+    assert main(["report", "-o", str(file), "--config", str(config), "--control", str(home / "none"), "-j"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["members"] == {} and "took 0 s" in said["missing"]["config/holdfast.toml"]
 
 
 def test_it_is_not_written_over_another_file(home: Path, config: Path, capsys: pytest.CaptureFixture[str]) -> None:
