@@ -90,7 +90,8 @@ def _parts(socket: str, config: Path) -> Iterator[tuple[str, Callable[[], str]]]
         yield f"service/{verb}.json", lambda verb=verb, args=args: _indented(  # type: ignore[misc]
             control.call(socket, verb, timeout=SECONDS, **args))
     yield "service/state.json", lambda: _indented(list(control.stream(socket, "events", timeout=SECONDS, now=True)))
-    for file in sorted(config.glob("*.toml")) if config.is_dir() else ():
+    files = sorted(config.glob("*.toml")) or [config / "*.toml"]  # which is told to be missing
+    for file in files:
         yield f"config/{file.name}", lambda file=file: _text(file)  # type: ignore[misc]
     for name in READ:
         yield f"host/{Path(name).name}.txt", lambda name=name: _text(Path(name))  # type: ignore[misc]

@@ -78,6 +78,8 @@ def test_a_host_without_a_service_reports_too(home: Path, config: Path, capsys: 
     said = capsys.readouterr().out
     assert "without service/status.json: no service answers" in said
     assert "config/holdfast.toml" in contents(file)
+    assert main(["report", "-o", f"{file}2", "--config", str(home / "nowhere"), "--control", str(home / "none")]) == 0
+    assert "without config/*.toml: " in capsys.readouterr().out
 
 
 def test_it_ends_in_time_and_names_what_it_left_out(
