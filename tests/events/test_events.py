@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from appliance.core import Phase
 from appliance.events import END_OF_STATE, LOST, WAITING, Events
 
 
@@ -105,3 +108,12 @@ def test_who_listens_hears_at_once_and_cannot_break_who_tells(caplog: pytest.Log
     events.listen(lambda event, now: heard.append(event["event"]))
     assert events.tell("solo", "web1")["seq"] == 1
     assert heard == ["solo"] and "a listener failed at the event solo" in caplog.text
+
+
+def test_every_event_that_is_told_is_documented() -> None:
+    root = Path(__file__).resolve().parents[2]
+    told = (root / "docs" / "events.md").read_text()
+    code = "\n".join(file.read_text() for file in (root / "appliance").rglob("*.py") if file.parts[-2] != "lab")
+    names = set(re.findall(r'(?:journal\.event|events\.tell)\(\s*"([a-z-]+)"', code)) | set(map(str, Phase))
+    assert len(names) > 25
+    assert {name for name in names if f"`{name}`" not in told} == set()
