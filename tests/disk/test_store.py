@@ -250,3 +250,17 @@ def test_withdrawn_while_in_use(tmp_path: Path) -> None:
             assert not exports.path.exists()
 
     asyncio.run(run())
+
+
+def test_a_node_that_cannot_be_exported_keeps_nobody_from_another(tmp_path: Path) -> None:
+    image = make_image(tmp_path / "image", SIZE)
+
+    async def run() -> None:
+        async with exporter(tmp_path / "nbd.sock") as (exports, _):
+            await exports.image("data", nodes(image, "raw"))
+            with pytest.raises(VmError, match="exporting disk other"):
+                await exports.node("other", "nothing")
+            await exports.withdraw()
+            await exports.image("data", nodes(image, "raw", "again"))
+
+    asyncio.run(run())

@@ -43,8 +43,8 @@ class Exports:
 
     async def node(self, disk: str, node: str) -> None:
         """Export a node that the VM uses, for reading. Raises VmError."""
-        self._nodes.setdefault(disk, [])
         await self._export(disk, node, writable=False)
+        self._nodes[disk] = []  # not before: what is not there could not be withdrawn
 
     async def _export(self, disk: str, node: str, *, writable: bool) -> None:
         within = f"exporting disk {disk}"
