@@ -7,6 +7,7 @@ And none older than what it had called safe.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
@@ -14,6 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.disk import model
@@ -37,7 +39,10 @@ def killed_at(directory: Path, armed: str) -> int:
     victim = subprocess.run([sys.executable, "-m", "tests.disk.victim", directory, str(SEED)], cwd=ROOT, timeout=60,
                             capture_output=True, text=True, env={**os.environ, "HOLDFAST_INJECT": armed}, check=False)
     assert victim.returncode == -signal.SIGKILL, victim.stderr
-    return max(map(int, victim.stdout.split()), default=0)
+    qemu, *safe = map(int, victim.stdout.split())
+    with contextlib.suppress(psutil.NoSuchProcess):  # it dies with the victim, but has to have let go of the images
+        psutil.Process(qemu).wait(30)
+    return max(safe, default=0)
 
 
 async def revived(directory: Path, *, scribble: random.Random | None = None) -> tuple[Images, list[bytes]]:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A backup's disks in a process of their own, for the tests that kill it: a copy, then epoch after epoch, for ever.
 
-Says each epoch that is safe on disk, one a line. `python -m tests.disk.victim DIRECTORY SEED`
+Says the pid of its QEMU, then each epoch that is safe on disk, one a line. `python -m tests.disk.victim DIRECTORY SEED`
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import sys
 from pathlib import Path
+
+import psutil
 
 from tests.disk import model
 from tests.disk.test_apply import applier
@@ -19,6 +21,8 @@ GENERATION = 99
 
 async def run(directory: Path, seed: int) -> None:
     async with applier(directory) as (made, _, heard):
+        [qemu] = psutil.Process().children(recursive=True)
+        print(qemu.pid, flush=True)
         made.begin(GENERATION, None, 5)
         made.copy(merged([model.epoch(seed, 0)]))
         number = told = 0
