@@ -47,7 +47,7 @@ def test_two_labs_side_by_side_and_the_end_of_one(pair: Pair, second: Pair) -> N
     processes = [second.lab.service(host) for host in HOSTS]
     memory = _memory_files(namespaces)
     assert [len(found) for found in loaded.values()] == [6, 14], \
-        "two hosts, with gate, inbound and guard each; their states, and the trace's switch and ring in both objects"
+        "two hosts, with gate, inbound and guard each; their states, and two maps of the trace in both objects"
     assert len(memory) == 2, "each QEMU has its memory"
     removed = second.lab.down()
     assert any("namespace" in one for one in removed)
