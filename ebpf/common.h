@@ -127,10 +127,42 @@ struct hf_slot {
 	struct hf_instruction filter[HF_TRACE_FILTER];
 };
 
+/* What the kernel itself did to a frame of a VM. Told while somebody asks, into a ring of its own. */
+#define HF_ASKED 16 /* VMs */
+
+enum { HF_KERNEL_DROP = 1, HF_KERNEL_RETRANSMIT = 2 };
+
+/* A retransmission has the family as its reason, ports as caplen and len, and two addresses of 16 bytes as its snap. */
+struct hf_kernel {
+	__u8 kind;
+	__u8 reserved0;
+	__u16 source;
+	__u16 caplen;
+	__u16 reserved1;
+	__u32 reason; /* enum skb_drop_reason of the running kernel */
+	__u32 len;
+	__u32 ifindex;
+	__u32 reserved2;
+	__u64 time_ns;
+	__u64 location; /* address of the code that dropped it */
+	__u8 snap[128];
+};
+
+struct hf_asked {
+	__u64 lost;
+	__u32 count;
+	__u32 netns; /* inode number of the network namespace; 0: any */
+	__u8 mac[HF_ASKED][8];
+	__u8 four[HF_ASKED][4];
+	__u8 six[HF_ASKED][16];
+};
+
 _Static_assert(sizeof(struct hf_gate) == 128, "hf_gate: change ebpf/state.py too");
 _Static_assert(sizeof(struct hf_inbound) == 128, "hf_inbound: change ebpf/state.py too");
 _Static_assert(sizeof(struct hf_guard) == 128, "hf_guard: change ebpf/state.py too");
 _Static_assert(sizeof(struct hf_record) == 64, "hf_record: change ebpf/trace.py too");
 _Static_assert(sizeof(struct hf_slot) == 128 + 8 * HF_TRACE_FILTER, "hf_slot: change ebpf/trace.py too");
+_Static_assert(sizeof(struct hf_kernel) == 168, "hf_kernel: change ebpf/drops.py too");
+_Static_assert(sizeof(struct hf_asked) == 16 + 28 * HF_ASKED, "hf_asked: change ebpf/drops.py too");
 
 #endif

@@ -77,6 +77,8 @@ def library() -> tuple[Any, _Log]:
         ("bpf_object__close", None, [c_void_p]),
         ("bpf_object__find_program_by_name", c_void_p, [c_void_p, c_char_p]),
         ("bpf_program__fd", c_int, [c_void_p]),
+        ("bpf_program__attach", c_void_p, [c_void_p]),
+        ("bpf_link__destroy", c_int, [c_void_p]),
         ("bpf_object__find_map_by_name", c_void_p, [c_void_p, c_char_p]),
         ("bpf_map__fd", c_int, [c_void_p]),
         ("bpf_map__value_size", c_uint32, [c_void_p]),
@@ -143,10 +145,17 @@ class Object:
 
     def program(self, name: str) -> int:
         """The descriptor of a program; it belongs to this object."""
-        program = library()[0].bpf_object__find_program_by_name(self._open(), name.encode())
-        if not program:
-            raise BpfError(f"{self._path.name} has no program {name!r}", "run `make bpf` again")
-        return int(library()[0].bpf_program__fd(program))
+        return int(library()[0].bpf_program__fd(self._program(name)))
+
+    def attach_tracepoint(self, name: str) -> int:
+        """Attach a program to the tracepoint that its section names; returns the link. Raises `BpfError`."""
+        lib, log = library()
+        log.take()
+        ctypes.set_errno(0)
+        link = lib.bpf_program__attach(self._program(name))
+        if not link:
+            raise failure(f"the tracepoint of {name} cannot be used", -(ctypes.get_errno() or errno.EINVAL))
+        return int(link)
 
     def map(self, name: str) -> int:
         """The descriptor of a map; it belongs to this object."""
@@ -176,6 +185,12 @@ class Object:
         if self._handle is not None:
             library()[0].bpf_object__close(self._handle)
             self._handle = None
+
+    def _program(self, name: str) -> int:
+        found = library()[0].bpf_object__find_program_by_name(self._open(), name.encode())
+        if not found:
+            raise BpfError(f"{self._path.name} has no program {name!r}", "run `make bpf` again")
+        return int(found)
 
     def _find(self, name: str) -> int:
         found = library()[0].bpf_object__find_map_by_name(self._open(), name.encode())

@@ -25,6 +25,7 @@ class Point(StrEnum):
     RECEIVED = "received"
     REFUSED = "refused"
     INJECTED = "injected"
+    LOST = "lost"
 
 
 MEANING = {
@@ -39,6 +40,7 @@ MEANING = {
     Point.RECEIVED: "let in to the VM",
     Point.REFUSED: "for the VM, dropped: the front is shut",
     Point.INJECTED: "put into the VM by this host: replayed, or forwarded by the other host",
+    Point.LOST: "dropped by the kernel itself, and why and where",
 }
 OUT = frozenset((Point.RELEASED, Point.REPLAYED, Point.ANNOUNCED))
 """What has reached the network."""

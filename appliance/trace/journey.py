@@ -36,12 +36,8 @@ class _Life:
     acked: int | None = None
 
 
-@dataclass
-class _Held:
-    at: int
-    snap: bytes
-    size: int
-    segments: int
+_Held = tuple[int, bytes, int, int]
+"""When a frame was held, its beginning, its bytes, and the segments that it stands for."""
 
 
 @dataclass
@@ -81,14 +77,11 @@ class _Vm:
             term, epoch, before = self.term, 0 if alone else self.epoch + 1, self.ends[-1] if self.ends else 0
         return term, epoch, number - before if epoch else number
 
-    def leaves_with(self, number: int, at: int) -> tuple[int, int]:
-        """Term and epoch that must be committed before this frame leaves at that moment; 0 for no epoch. What the VM
-        sent alone and is still held when it becomes protected leaves with the first epoch."""
-        term, epoch, _ = self.place(number)
-        following = bisect_left(self.ends, number) + 1
-        if not epoch and not self.is_alone(at) and following < len(self.spans):
-            return self.spans[following][:2]
-        return term, epoch
+    def follows(self, number: int) -> tuple[int, int]:
+        """Term and epoch of the span after that of a frame; 0 for no epoch. What the VM sent alone and is still held
+        when it becomes protected leaves with the first epoch."""
+        at = bisect_left(self.ends, number) + 1
+        return self.spans[at][:2] if at < len(self.spans) else (0, 0)
 
     def life(self, term: int, epoch: int) -> _Life:
         found = self.lives.get((term, epoch))
@@ -115,10 +108,10 @@ class _Vm:
 
 
 class Journey:
-    """The frames of one trace on one host."""
+    """The frames of one trace on one host. What is not wanted of `points` need not become an event."""
 
-    def __init__(self, begin: notes.Begin) -> None:
-        self.host, self._offset = begin.host, begin.unix_ns - begin.monotonic_ns
+    def __init__(self, begin: notes.Begin, points: frozenset[Point] = frozenset(Point)) -> None:
+        self.host, self._offset = begin.host, notes.offset(begin)
         self._vms = {vm.vm: _Vm(vm.vm, vm.term) for vm in begin.vms}
         self._sources = {vm.source: self._vms[vm.vm] for vm in begin.vms}
         for vm in begin.vms:
@@ -126,7 +119,8 @@ class Journey:
                 self._learn(note)
                 if isinstance(note, notes.Marked) and note.epoch <= vm.acked:
                     self._vms[vm.vm].life(note.term, note.epoch).acked = note.at_ns
-        self._waiting: list[tuple[int, int, bytes | notes.Note]] = []
+        self._needed = points | ({Point.RELEASED} if points & {Point.REPLAYED, Point.ANNOUNCED} else frozenset())
+        self._waiting: list[tuple[int, int, bytes | Event]] = []
         self._arrived = 0
         self._settled = self._lost = 0
         self.lost_frames = self.lost_notes = 0
@@ -139,6 +133,10 @@ class Journey:
         self.lost_frames = max(self.lost_frames, batch.lost_frames)
         self.lost_notes = max(self.lost_notes, batch.lost_notes)
         self._settled = max(self._settled, batch.at_ns)
+
+    def add(self, at_ns: int, event: Event) -> None:
+        """Something else that happened at that (monotonic) moment; a note in monotonic time, or a frame as it is."""
+        self._wait(at_ns, event)
 
     def events(self, records: Iterable[bytes] = (), known_until: int = 0) -> list[Event]:
         """What is settled by now, in the order of time; what is older than `known_until` is taken as it is known."""
@@ -160,7 +158,7 @@ class Journey:
             if record[0] == trace.VERSION:
                 self._wait(int.from_bytes(record[16:24], "little"), record)
 
-    def _wait(self, at: int, thing: bytes | notes.Note) -> None:
+    def _wait(self, at: int, thing: bytes | Event) -> None:
         self._arrived += 1
         self._waiting.append((at, self._arrived, thing))
 
@@ -174,6 +172,8 @@ class Journey:
                 event = self._frame(thing)
                 if event is not None:
                     events.append(event)
+            elif isinstance(thing, Frame):
+                events.append(thing)
             else:
                 events += self._noted(thing)
         return events
@@ -230,61 +230,76 @@ class Journey:
         return [shown]
 
     def _discarded(self, vm: _Vm, number: int, note: notes.Dropped) -> Frame:
-        held = vm.held.pop(number)
+        held_at, snap, size, segments = vm.held.pop(number)
         term, epoch, seq = vm.place(number)
         return Frame(at_ns=note.at_ns + self._offset, host=self.host, vm=vm.name, point=Point.DISCARDED,
-                     cause=note.cause, term=term, epoch=epoch, seq=seq, number=number, size=held.size,
-                     segments=held.segments, hold_ns=note.at_ns - held.at, lost_before=self._lost, snap=held.snap)
+                     cause=note.cause, term=term, epoch=epoch, seq=seq, number=number, size=size, segments=segments,
+                     hold_ns=note.at_ns - held_at, lost_before=self._lost, snap=snap)
 
     # --- frames ---
 
     def _frame(self, record: bytes) -> Frame | None:
+        """The event that a record comes to; None for one that is not wanted or makes no sense."""
         (_, told, source, _, segments, length, proto, tci, at, number, boundary, held_bytes, under,
          lost) = trace.RECORD.unpack_from(record)
         vm = self._sources.get(source)
         if vm is None or told not in KERNEL:
             return None
         point, cause = KERNEL[told]
-        self._lost = max(self._lost, lost)
+        if lost > self._lost:
+            self._lost = lost
         snap = record[trace.RECORD.size:]
         if proto:
             snap = snap[:_TAG_AT] + proto.to_bytes(2, "big") + tci.to_bytes(2, "big") + snap[_TAG_AT:]
             length += 4
+        numbered = 0 < number < 1 << 63
+        if point is Point.HELD and numbered:
+            vm.keep(number, (at, snap, length, segments or 1))
+        if point not in self._needed:
+            return None
         frame = Frame(at_ns=at + self._offset, host=self.host, vm=vm.name, point=point, cause=cause, term=vm.term,
-                      size=length, segments=max(1, segments), lost_before=lost, snap=snap)
-        if point in _FROM_GATE:
-            frame.held_bytes = held_bytes
-            if number:
-                frame.held_frames = number - 1 - boundary
-        elif point in _FROM_GUARD:
+                      size=length, segments=segments or 1, lost_before=lost, snap=snap)
+        if point in _FROM_GUARD:
             frame.under, frame.committed = under, boundary
-            if point is Point.RELEASED and (itself := _itself(vm, at)):
-                frame.point, frame.cause, number = Point(itself.point), "", 0
-        if 0 < number < 1 << 63:
+            if point is Point.RELEASED and vm.itself and (itself := _itself(vm, at)):
+                frame.point, frame.cause, numbered = Point(itself.point), "", False
+        if numbered:
             frame.number = number
             frame.term, frame.epoch, frame.seq = vm.place(number)
-            if point is Point.HELD:
-                vm.keep(number, _Held(at, snap, length, frame.segments))
-            elif point in _FROM_GUARD:
+            if point in _FROM_GUARD:
                 self._judge(vm, frame, at)
+        if point in _FROM_GATE:
+            frame.held_bytes = held_bytes
+            frame.held_frames = number - 1 - boundary if numbered else None
         return frame
 
     def _judge(self, vm: _Vm, frame: Frame, at: int) -> None:
         """How long a frame that reached the guard was held, on what it waited, and why it was let go."""
-        leaves_with = vm.leaves_with(frame.number, at)
-        life = vm.lives.get(leaves_with, _Life())
+        term, epoch = frame.term, frame.epoch
+        if not epoch and not vm.is_alone(at):
+            term, epoch = vm.follows(frame.number)
+        life = vm.lives.get((term, epoch), _UNKNOWN)
         if frame.point is Point.RELEASED:
             acked = life.acked is not None and life.acked <= at
             frame.cause = "ack" if acked else "alone" if vm.is_alone(at) else "none"
         held = vm.held.get(frame.number)
         if held is None:
             return
-        frame.hold_ns = at - held.at
-        moments = [held.at]
-        for moment in (life.marked, life.sent, life.acked) if leaves_with[1] else (held.at,) * 3:
-            moments.append(min(at, max(moments[-1], at if moment is None else moment)))
-        steps = [later - earlier for earlier, later in zip(moments, [*moments[1:], at], strict=True)]
-        frame.waits = Waits(*steps)
+        ended = sent = committed = begun = held[0]
+        frame.hold_ns = at - begun
+        if epoch:
+            ended = _within(begun, life.marked, at)
+            sent = _within(ended, life.sent, at)
+            committed = _within(sent, life.acked, at)
+        frame.waits = Waits(ended - begun, sent - ended, committed - sent, at - committed)
+
+
+_UNKNOWN = _Life()
+
+
+def _within(earliest: int, moment: int | None, latest: int) -> int:
+    """The moment, not before and not after these; the latest when it is not known."""
+    return latest if moment is None or moment > latest else moment if moment > earliest else earliest
 
 
 def _itself(vm: _Vm, at: int) -> notes.Again | None:

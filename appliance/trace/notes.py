@@ -141,6 +141,7 @@ class VmBegin(msgspec.Struct, frozen=True, kw_only=True):
     vm: str
     source: int
     mac: str
+    ips: list[str]
     term: int
     phase: str
     past: list[Alone | Marked]
@@ -151,12 +152,14 @@ class VmBegin(msgspec.Struct, frozen=True, kw_only=True):
 
 class Begin(msgspec.Struct, frozen=True, kw_only=True, tag="begin", tag_field="kind"):
     """The first thing said. `ring`: the number of the ring of records, 0 for none. The clocks were read together;
-    `boot` is the kernel's id of its boot: what shares it shares CLOCK_MONOTONIC."""
+    `boot` is the kernel's id of its boot: what shares it shares CLOCK_MONOTONIC. `netns`: inode number of the network
+    namespace of the fronts."""
 
     schema: str
     host: str
     peer: str
     boot: str
+    netns: int
     ring: int
     monotonic_ns: int
     unix_ns: int
@@ -171,3 +174,8 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, tag="batch", tag_field="k
     notes: list[Note]
     lost_frames: int
     lost_notes: int
+
+
+def offset(begin: Begin) -> int:
+    """What makes UNIX time of CLOCK_MONOTONIC, in nanoseconds."""
+    return begin.unix_ns - begin.monotonic_ns

@@ -18,7 +18,7 @@ import msgspec
 from appliance import __version__
 from appliance.errors import BadData
 from appliance.trace import notes, words
-from appliance.trace.event import MEANING, Event, Frame, Point, Waits
+from appliance.trace.event import DROP, MEANING, VERDICT, Event, Frame, Point, Waits
 
 _SECTION, _INTERFACE, _PACKET, _JOURNAL = 0x0A0D0D0A, 1, 6, 9
 _BYTE_ORDER = 0x1A2B3C4D
@@ -29,6 +29,7 @@ _ETHERNET, _SNAP_LENGTH, _NANOSECONDS = 1, 0, b"\x09"
 _IN, _OUT = struct.pack("<I", 1), struct.pack("<I", 2)
 _TC = 1  # a verdict of an eBPF program of TC
 _INWARD = frozenset((Point.RECEIVED, Point.REFUSED, Point.INJECTED))
+_PAD = (b"", b"\0", b"\0\0", b"\0\0\0")
 _HEAD = struct.Struct("<II")
 _OPTION = struct.Struct("<HH")
 _BODY = struct.Struct("<IIIII")
@@ -73,15 +74,16 @@ class Writer:
         interface = self._interfaces.get((frame.vm, frame.point))
         if interface is None:
             interface = self._interface(frame)
-        lost, self._lost = max(0, frame.lost_before - self._lost), max(self._lost, frame.lost_before)
-        said = comment(frame).encode()
-        snap = frame.snap
-        body = b"".join((
-            _BODY.pack(interface, frame.at_ns >> 32, frame.at_ns & 0xFFFFFFFF, len(snap), max(frame.size, len(snap))),
-            snap, bytes(-len(snap) % 4), _OPTION.pack(_COMMENT, len(said)), said, bytes(-len(said) % 4),
-            _FIXED.pack(_FLAGS, 4, 1 if frame.point in _INWARD else 2, _LOST, 8, lost, _ID, 8, frame.packet_id,
-                        _VERDICT, 9, _TC, frame.verdict), _END))
-        self._block(_PACKET, body)
+        lost = frame.lost_before - self._lost
+        if lost > 0:
+            self._lost = frame.lost_before
+        said, snap, at_ns = comment(frame).encode(), frame.snap, frame.at_ns
+        captured = len(snap)
+        flags = _FIXED.pack(_FLAGS, 4, 1 if frame.point in _INWARD else 2, _LOST, 8, max(lost, 0), _ID, 8,
+                            frame.packet_id, _VERDICT, 9, _TC, VERDICT.get(frame.point, DROP))
+        head = _BODY.pack(interface, at_ns >> 32, at_ns & 0xFFFFFFFF, captured, max(frame.size, captured))
+        self._block(_PACKET, b"".join((head, snap, _PAD[-captured % 4], _OPTION.pack(_COMMENT, len(said)), said,
+                                       _PAD[-len(said) % 4], flags, _END)))
 
     def _interface(self, frame: Frame) -> int:
         number = self._interfaces[frame.vm, frame.point] = len(self._interfaces)
@@ -114,15 +116,19 @@ _END = _OPTION.pack(0, 0)
 
 def comment(frame: Frame) -> str:
     """The line that each frame carries. Keys and their order stay; new ones come at the end. A dash: not known."""
-    hold, waits = frame.hold_ns, frame.waits
-    steps = (waits.epoch_ns // 1000, waits.transfer_ns // 1000, waits.ack_ns // 1000,
-             waits.release_ns // 1000) if waits else ("-",) * 4
-    cause = frame.cause or "-"
+    hold, waits, cause = frame.hold_ns, frame.waits, frame.cause or "-"
+    waited = _NOT_KNOWN
+    if waits:
+        waited = (f"epoch_us={waits.epoch_ns // 1000} transfer_us={waits.transfer_ns // 1000} "
+                  f"ack_us={waits.ack_ns // 1000} release_us={waits.release_ns // 1000}")
     return (f"epoch={frame.epoch} seq={frame.seq} event={frame.point} hold_us={'-' if hold is None else hold // 1000} "
             f"cause={cause if ' ' not in cause else _quoted(cause)} host={frame.host} vm={frame.vm} term={frame.term} "
-            f"number={frame.number} epoch_us={steps[0]} transfer_us={steps[1]} ack_us={steps[2]} release_us={steps[3]} "
-            f"held_frames={_or_dash(frame.held_frames)} held_bytes={_or_dash(frame.held_bytes)} "
-            f"under={_or_dash(frame.under)} committed={_or_dash(frame.committed)} segments={frame.segments}")
+            f"number={frame.number} {waited} held_frames={_or_dash(frame.held_frames)} "
+            f"held_bytes={_or_dash(frame.held_bytes)} under={_or_dash(frame.under)} "
+            f"committed={_or_dash(frame.committed)} segments={frame.segments}")
+
+
+_NOT_KNOWN = "epoch_us=- transfer_us=- ack_us=- release_us=-"
 
 
 def _or_dash(value: int | None) -> str:

@@ -9,20 +9,22 @@ from dataclasses import dataclass
 from appliance.trace.event import KERNEL, Event, Frame, Point
 from appliance.trace.expression import Expression
 
-_HELD_TELLS = frozenset(Point) - {Point.RECEIVED, Point.REFUSED, Point.INJECTED, Point.OVERFLOW}
+_HELD_TELLS = frozenset(Point) - {Point.RECEIVED, Point.REFUSED, Point.INJECTED, Point.OVERFLOW, Point.LOST}
 """Points at which it is told how long a frame was held, or which depend on what was."""
 _SAME = {Point.REPLAYED: Point.RELEASED, Point.ANNOUNCED: Point.RELEASED, Point.DISCARDED: Point.HELD}
 
 
 @dataclass(frozen=True)
 class Select:
-    """`vm`: "" for all. `epochs`: first and last. `here`: a filter that the kernel half does not run."""
+    """`vm`: "" for all. `epochs`: first and last. `expression` is run by the packet programs unless it must be run
+    `here`; on what the kernel drops itself it is always run here."""
 
     points: frozenset[Point]
     vm: str = ""
     epochs: tuple[int, int] | None = None
     min_hold_ns: int = 0
-    here: Expression | None = None
+    expression: Expression | None = None
+    here: bool = False
 
     def kernel_points(self) -> int:
         """What the packet programs must tell: a bit for each point."""
@@ -44,7 +46,9 @@ class Select:
             return False
         if self.epochs is not None and not self.epochs[0] <= event.epoch <= self.epochs[1]:
             return False
-        return self.here is None or self.here.takes(event.snap, event.size)
+        if self.expression is None or not self.here and event.point is not Point.LOST:
+            return True
+        return self.expression.takes(event.snap, event.size)
 
 
 def points(text: str) -> frozenset[Point]:

@@ -18,8 +18,9 @@ import msgspec
 
 from appliance.errors import BadData, HoldfastError, Unreachable
 from appliance.trace import notes
-from appliance.trace.event import Event
+from appliance.trace.event import Event, Point
 from appliance.trace.journey import Journey
+from appliance.trace.kernel import Kernel
 from ebpf.trace import Ring
 
 NICE = 10
@@ -36,12 +37,14 @@ Stream = Callable[..., Iterator[dict[str, Any]]]
 
 
 class Session:
-    """One trace. `stream` opens the service's verb; `words` are what it is asked for (`tracing.Request`).
+    """One trace. `stream` opens the service's verb; `words` are what it is asked for (`tracing.Request`); at points
+    that are `shown` there are events. `kernel`: what the kernel itself drops is one of them.
 
     Raises HoldfastError or BpfError when it cannot begin. Use it as a context.
     """
 
-    def __init__(self, stream: Stream, **words: Any) -> None:
+    def __init__(self, stream: Stream, shown: frozenset[Point] = frozenset(Point), *, kernel: bool = False,
+                 **words: Any) -> None:
         self._told: queue.SimpleQueue[notes.Batch | BaseException | None] = queue.SimpleQueue()
         self._stopping = threading.Event()
         items = stream(**words)
@@ -51,8 +54,21 @@ class Session:
             raise BadData("the service ended the trace before it began", "see its log") from None
         except msgspec.ValidationError as error:
             raise BadData(f"the service's trace makes no sense: {error}", "use the command of its version") from None
-        self._ring = Ring.open(self.begin.ring) if self.begin.ring else None
-        self.journey = Journey(self.begin)
+        self.journey = Journey(self.begin, shown)
+        self._undo = contextlib.ExitStack()
+        self._undo.callback(_close, items)
+        self._ring: Ring | None = None
+        self._kernel: Kernel | None = None
+        try:
+            if self.begin.ring:
+                self._ring = Ring.open(self.begin.ring)
+                self._undo.callback(self._ring.close)
+            if kernel:
+                self._kernel = Kernel(self.begin)
+                self._undo.callback(self._kernel.close)
+        except BaseException:
+            self._undo.close()
+            raise
         self.ended = ""
         """Why the service says nothing more; empty while it does."""
         self._thread = threading.Thread(target=self._listen, args=(items,), daemon=True)
@@ -72,8 +88,7 @@ class Session:
         self._set_priority(self._nice)
         self._stopping.set()
         self._thread.join(2.0)
-        if self._ring is not None:
-            self._ring.close()
+        self._undo.close()
 
     def _listen(self, items: Iterator[dict[str, Any]]) -> None:
         """In a thread of its own: what the service says, until it ends or this session does."""
@@ -85,8 +100,6 @@ class Session:
             self._told.put(None)
         except (HoldfastError, msgspec.ValidationError, OSError) as error:
             self._told.put(error)
-        finally:
-            items.close()  # type: ignore[attr-defined]
 
     def events(self, until: float | None = None) -> Iterator[list[Event]]:
         """Settled events, in the order of time, some at a time (or none), until the monotonic moment `until`. When the
@@ -117,4 +130,13 @@ class Session:
         return said
 
     def _records(self) -> list[bytes]:
+        if self._kernel is not None:
+            for at_ns, event in self._kernel.events():
+                self.journey.add(at_ns, event)
         return self._ring.read() if self._ring is not None else []
+
+
+def _close(items: Iterator[dict[str, Any]]) -> None:
+    """End the stream. One that stands still, with its service, ends with this process at the latest."""
+    with contextlib.suppress(ValueError):
+        items.close()  # type: ignore[attr-defined]

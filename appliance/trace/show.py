@@ -34,11 +34,13 @@ class Output(Protocol):
 def live(call: Call, vm: str, select: Select, expression: Expression | None, *, frames: bool = True) -> Session:
     """A trace of this host's service that tells what `select` needs. Raises HoldfastError or BpfError."""
     in_kernel = expression is not None and expression.fits
-    words: dict[str, Any] = {"vm": vm or None, "frames": frames, "points": select.kernel_points()}
+    words: dict[str, Any] = {"vm": vm or None, "frames": frames}
     if frames:
-        words |= {"snap": getattr(call.args, "snap", 128), "ring_bytes": getattr(call.args, "buffer", 16 << 20),
-                  "filter": expression.instructions if expression is not None and in_kernel else []}
-    return Session(lambda **asked: call.stream(**asked), **words)
+        run_there = expression.instructions if expression is not None and in_kernel else []
+        words |= {"points": select.kernel_points(), "snap": getattr(call.args, "snap", 128),
+                  "ring_bytes": getattr(call.args, "buffer", 16 << 20), "filter": run_there}
+    return Session(lambda **asked: call.stream(**asked), select.points,
+                   kernel=getattr(call.args, "kernel", False), **words)
 
 
 def split(call: Call, words: Sequence[str], vms: Sequence[str] | None = None) -> tuple[str, Expression | None]:
@@ -152,8 +154,10 @@ def _replay(call: Call) -> int:
 def _select(call: Call, vm: str, expression: Expression | None, *, here: bool = False) -> Select:
     args = call.args
     points = args.point or (ONCE if args.write else frozenset(Point))
-    run_here = expression is not None and (here or not expression.fits)
-    return Select(points, vm, args.epoch, round((args.min_hold or 0) * 1e9), expression if run_here else None)
+    if points == {Point.LOST} and not args.kernel and not here:
+        raise UsageError("what the kernel drops is seen with --kernel alone", "add --kernel")
+    here = here or expression is not None and not expression.fits
+    return Select(points, vm, args.epoch, round((args.min_hold or 0) * 1e9), expression, here)
 
 
 def _output(call: Call, begins: Sequence[notes.Begin]) -> Output:

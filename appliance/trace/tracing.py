@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -125,6 +126,7 @@ class Tracing:
         return notes.Begin(
             schema=SCHEMA, host=self._host, peer=self._peer,
             boot=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+            netns=os.stat("/proc/thread-self/ns/net").st_ino,
             ring=ring.number() if ring is not None else 0, monotonic_ns=time.monotonic_ns(), unix_ns=time.time_ns(),
             vms=[self._vm(source, vm) for source, vm in enumerate(vms)])
 
@@ -133,7 +135,8 @@ class Tracing:
         assert machine.front is not None
         acked = machine.primary.committed if machine.primary is not None else 0
         return notes.VmBegin(
-            vm=vm.name, source=source, mac=machine.front.spec.mac, term=vm.state.term, phase=vm.state.phase,
+            vm=vm.name, source=source, mac=machine.front.spec.mac,
+            ips=list(machine.front.spec.ips), term=vm.state.term, phase=vm.state.phase,
             past=vm.journal.trail.past(acked), issued=machine.front.gate.span()[1],
             acked=acked,
             whole=machine.backup.replica.epoch if machine.backup is not None else 0)

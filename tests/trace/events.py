@@ -22,9 +22,9 @@ def record(point: Point, at: int, number: int = 0, *, boundary: int = 0, held: i
 
 def begin(*, past: list[notes.Alone | notes.Marked] | None = None, acked: int = 0, term: int = 1, whole: int = 0,
           host: str = HOST, boot: str = "one") -> notes.Begin:
-    vm = notes.VmBegin(vm=VM, source=0, mac="52:54:00:aa:00:10", term=term, phase="protected", past=past or [],
+    vm = notes.VmBegin(vm=VM, source=0, mac="52:54:00:aa:00:10", ips=[], term=term, phase="protected", past=past or [],
                        issued=0, acked=acked, whole=whole)
-    return notes.Begin(schema="holdfast.trace/1", host=host, peer="beta", boot=boot, ring=1, monotonic_ns=1000,
+    return notes.Begin(schema="holdfast.trace/1", host=host, peer="beta", boot=boot, netns=1, ring=1, monotonic_ns=1000,
                        unix_ns=1000 + OFFSET, vms=[vm])
 
 
