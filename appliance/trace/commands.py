@@ -43,6 +43,12 @@ def _audit(call: Call) -> int:
     return reports.audit(call)
 
 
+def _plot(call: Call) -> int:
+    from appliance.trace import reports
+
+    return reports.plot(call)
+
+
 def _points(text: str) -> Any:
     from appliance.trace import select
 
@@ -101,6 +107,8 @@ read it; docs/trace.md says how.""",
                      default=128, metavar="BYTES"),
             Argument("--buffer", "of the kernel, such as 4MiB: a power of two; 16MiB if not given", read=_size,
                      default=16 << 20, metavar="SIZE"),
+            Argument("--kernel", "also what the kernel itself drops and why, and what this host's sockets send again",
+                     kind=Kind.FLAG),
             Argument("--verbose", "every wait of every frame", kind=Kind.FLAG, short="-v"),
             Argument("--ready-fd", "write a line to this descriptor once it is on", kind=Kind.COUNT, metavar="FD"),
         ),
@@ -109,6 +117,7 @@ read it; docs/trace.md says how.""",
             ("holdfast trace --min-hold 50ms --point released", "what was held for long"),
             ("holdfast trace web1 --point dropped,fenced,overflow,discarded", "what did not get out, and why"),
             ("holdfast trace -w out.pcapng --duration 10s", "for Wireshark"),
+            ("holdfast trace web1 --kernel --point lost", "what the kernel drops, and where"),
         ),
         access=Access.ROOT, service="trace", schema="holdfast.trace/1", run=_trace, page=_PAGE,
         exits={Exit.OK: "it ended as it was told to, or was interrupted",
@@ -153,5 +162,19 @@ that lost events and shows no offence is undecided. Give the captures of both ho
                   ("holdfast trace audit --live --duration 60s", "the next minute")),
         access=Access.ROOT, service="trace", schema="holdfast.trace-audit/1", run=_audit, page=_PAGE,
         exits={Exit.OK: "proven", Exit.DEGRADED: "undecided", Exit.FAILED: "refuted: the offending frames are printed"},
+    ),
+    Verb(
+        "trace plot", "a picture of a capture: frames over time, what was held, epochs and commits, takeovers",
+        text="""Frames are dots: below those that come in, in the middle those that are held (as bars, from when to
+when), above those that come to the guard. Epochs are bands, their pauses grey, commits green lines; what happened to
+the VM stands across. Captures of both hosts stand one above the other, over the same time.""",
+        arguments=(Argument("files", "captures of trace -w or -j, of one or both hosts", kind=Kind.PHRASE,
+                            metavar="FILE ...", optional=True),
+                   Argument("--out", "a .png, .svg or .pdf; timeline.png if not given", kind=Kind.FILE, short="-o",
+                            default="timeline.png"),
+                   Argument("--from", "seconds after the first event; 0 if not given", kind=Kind.SECONDS, default=0.0),
+                   Argument("--to", "seconds after the first event; the end if not given", kind=Kind.SECONDS)),
+        examples=(("holdfast trace plot alpha.pcapng beta.pcapng -o takeover.svg --from 1.9 --to 2.3", "a takeover"),),
+        schema="holdfast.trace-plot/1", run=_plot, page=_PAGE,
     ),
 )

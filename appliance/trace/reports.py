@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The verbs that read events and say something about them: `trace epochs`, `trace explain`, `trace audit`."""
+"""The verbs that read events and say something about them: `trace epochs`, `explain`, `audit`, `plot`."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def _await(call: Call, vm: str, expression: Expression | None) -> tuple[list[Eve
     """Trace until the packet's way has ended. Raises TimedOut."""
     wanted = call.args.packet
     seen: deque[Event] = deque(maxlen=_KEPT)
-    select = Select(frozenset(Point), vm, here=None if expression is None or expression.fits else expression)
+    select = Select(frozenset(Point), vm, expression=expression, here=expression is not None and not expression.fits)
     named: tuple[int, int, str] | None = None
     with interruptible(), live(call, vm, select, expression) as session:
         for events in session.events(time.monotonic() + call.args.timeout):
@@ -113,6 +113,22 @@ def _await(call: Call, vm: str, expression: Expression | None) -> tuple[list[Eve
     name = "the next packet" if wanted == "next" else f"packet {wanted[0]}.{wanted[1]}"
     raise TimedOut(f"{name} has not passed within {call.args.timeout:g} s",
                    "a packet that has passed is found in a capture alone: -r FILE")
+
+
+# --- a picture ---
+
+
+def plot(call: Call) -> int:
+    """The verb."""
+    from appliance.trace import plot as plots
+
+    if not call.args.files:
+        raise UsageError("a picture is drawn from captures", "name the files: holdfast trace -w FILE makes one")
+    found = capture.load([Path(name) for name in call.args.files])
+    document = plots.draw(found, Path(call.args.out), getattr(call.args, "from"), call.args.to)
+    hosts = (f"{host}: {what['frames']} frames, {what['epochs']} epochs" for host, what in document["hosts"].items())
+    call.show(document, lambda: f"{document['file']}: {document['seconds']} s; {'; '.join(hosts)}")
+    return Exit.OK
 
 
 # --- audit ---
