@@ -288,11 +288,15 @@ __noinline int hf_tell(struct __sk_buff *skb, __u64 what, __u64 number, __u64 bo
 	return 0;
 }
 
+#ifdef HF_UNTRACED /* to measure what all of this costs */
+#define HF_TELL(skb, state, point, number, boundary, weight) do {} while (0)
+#else
 #define HF_TELL(skb, state, point, number, boundary, weight)                                                     \
 	do {                                                                                                      \
 		__u64 hf_slots = (state)->trace;                                                                  \
 		if (__builtin_expect(hf_slots != 0, 0))                                                           \
 			hf_tell(skb, hf_slots | (__u64)(point) << 32, number, boundary, weight);                  \
 	} while (0)
+#endif
 
 #endif

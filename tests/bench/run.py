@@ -23,7 +23,7 @@ from appliance.errors import HoldfastError
 
 SCHEMA = "holdfast.bench/1"
 GROUPS = ("checkpoint", "echo", "crash", "switchover", "gate", "track", "service", "operator", "monitoring", "disk",
-          "disk_resync")
+          "disk_resync", "trace")
 GOALS: dict[str, tuple[float, str]] = {
     "checkpoint.pause.p50": (5, "lower"),
     "checkpoint.pause.p99": (20, "lower"),
@@ -37,6 +37,9 @@ GOALS: dict[str, tuple[float, str]] = {
     "switchover.gap.p50": (60, "lower"),
     "switchover.broken": (0, "lower"),
     "gate.bulk.ratio": (0.5, "higher"),
+    "trace.off.ratio": (0.98, "higher"),
+    "trace.all.ratio": (0.9, "higher"),
+    "trace.all.lost": (0.01, "lower"),
     "service.rss": (150, "lower"),
     "disk.seq.ratio": (0.7, "higher"),
     "disk.random.ratio": (0.5, "higher"),

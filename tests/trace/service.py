@@ -27,6 +27,7 @@ class Service:
     """Of one VM whose frames the test sends. Use `running`."""
 
     def __init__(self, front: Front, tap: int, place: Path) -> None:
+        """`tap`: where the test writes what the VM sends; -1 for a VM that sends by itself."""
         self.front, self._tap, self.path = front, tap, place / "control.sock"
         self.trail = Journal(VM).trail
         front.sent_itself = self.trail.sent_itself
@@ -43,15 +44,18 @@ class Service:
     async def running(cls, front: Front, place: Path) -> AsyncIterator[Service]:
         tap = await front.attach_vm()
         made = cls(front, tap, place)
-        await made._control.start()
+        await made.start()
         try:
             yield made
         finally:
-            await made._control.close()
+            await made.stop()
             os.close(tap)
 
     async def _status(self, args: dict[str, Any]) -> dict[str, Any]:
         return {"vms": {VM: {}}}
+
+    async def start(self) -> None:
+        await self._control.start()
 
     async def stop(self) -> None:
         await self._control.close()

@@ -305,6 +305,7 @@ def test_an_audit_as_it_goes_on(serve: Play, capsys: pytest.CaptureFixture[str])
                 service.send(udp())
                 await service.front.gate.release(service.front.gate.mark())  # before anybody acknowledged it
             assert await running == (Exit.FAILED if guilty else Exit.OK)
+            assert await service_is_quiet(service)
 
     serve(scene)
     said = capsys.readouterr()
