@@ -27,7 +27,8 @@ class Inspector:
 
     def session(self) -> Postgres:
         with topology.inside(self.lab.netns("client")):
-            return Postgres((topology.VM_IP, postgres.PORT))
+            # All indexes are checked in one question.
+            return Postgres((topology.VM_IP, postgres.PORT), patience=guest_checks.PATIENCE)
 
     def redis(self) -> Redis:
         with topology.inside(self.lab.netns("client")):

@@ -10,7 +10,7 @@ import socket
 import struct
 from typing import BinaryIO
 
-from appliance.lab.streams import Ended, WrongAnswer, open_tcp
+from appliance.lab.streams import TIMEOUT_S, Ended, WrongAnswer, open_tcp
 
 PORT = 5432
 USER = "postgres"
@@ -25,9 +25,10 @@ Row = tuple[str | None, ...]
 class Postgres:
     """An open session; what happens on it without BEGIN commits by itself."""
 
-    def __init__(self, address: tuple[str, int], user: str = USER, database: str = "postgres") -> None:
-        """Raises OSError, or WrongAnswer when the server does not let us in."""
-        self._socket: socket.socket = open_tcp(address)
+    def __init__(self, address: tuple[str, int], user: str = USER, database: str = "postgres",
+                 patience: float = TIMEOUT_S) -> None:
+        """patience: seconds, for an answer. Raises OSError, or WrongAnswer when the server does not let us in."""
+        self._socket: socket.socket = open_tcp(address, patience)
         self._answers: BinaryIO = self._socket.makefile("rb")
         words = f"user\0{user}\0database\0{database}\0\0".encode()
         try:

@@ -17,7 +17,7 @@ from appliance.lab import disks, guest_checks
 from appliance.lab.lab import Lab
 from appliance.lab.topology import HOSTS
 
-SAME_S = 20.0  # for the last epoch to be in both images
+SAME_S = 60.0  # for the last epoch to be in both images
 TOOL_S = 120.0
 _CLEAN, _MENDED = 0, 1  # of e2fsck
 _SHOWN = 300

@@ -115,9 +115,9 @@ class Stream(ABC):
             self.stop.wait(left)
 
 
-def open_tcp(address: tuple[str, int]) -> socket.socket:
-    """A connected socket that sends at once and waits TIMEOUT_S at most. Raises OSError."""
-    sock = socket.create_connection(address, timeout=TIMEOUT_S)
+def open_tcp(address: tuple[str, int], timeout: float = TIMEOUT_S) -> socket.socket:
+    """A connected socket that sends at once and waits `timeout` seconds at most. Raises OSError."""
+    sock = socket.create_connection(address, timeout=timeout)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return sock
 
