@@ -80,8 +80,9 @@ class Front:
         self._latch: Latch | None = None
         self._latched = ""
         self._announcements = announcements(spec.mac, spec.ips)
-        self.sent_itself: Callable[[int, int, str], None] = lambda since_ns, frames, point: None
-        """Hears of frames that this host sent by itself: since when (monotonic ns), how many, what they were."""
+        self.sends_itself: Callable[[int, int, str, bool], None] = lambda since_ns, frames, point, over: None
+        """Hears of frames that this host sends by itself: since when (monotonic ns), how many, what they are, and
+        whether they are sent; before and after it."""
 
     @classmethod
     async def create(cls, spec: FrontSpec) -> Self:
@@ -236,14 +237,16 @@ class Front:
         self._send(frames, "replayed")
 
     def _send(self, frames: list[bytes], point: str) -> None:
+        if not frames:
+            return
         since = time.monotonic_ns()
+        self.sends_itself(since, len(frames), point, False)
         for frame in frames:
             stamped = packet.with_tag(frame, STAMP_PROTO, self.guard.committed & 0xFFFF)
             header, rest = stamped[:packet.VNET_HEADER], stamped[packet.VNET_HEADER:]
             with contextlib.suppress(OSError):  # the device is down: there is nobody to tell
                 os.write(self._out, header.ljust(VNET_HEADER, b"\0") + rest)
-        if frames:
-            self.sent_itself(since, len(frames), point)
+        self.sends_itself(since, len(frames), point, True)
 
     async def close(self) -> None:
         """Shut, and take every device of this front away. Idempotent."""

@@ -74,7 +74,7 @@ class Machine:
     async def start(self) -> None:
         """Prepare the front, silent. Raises HoldfastError or BpfError."""
         self.front = await Front.create(self.front_spec)
-        self.front.sent_itself = self._journal.trail.sent_itself
+        self.front.sends_itself = self._journal.trail.sends_itself
         self._spawn(self._worker())
 
     async def close(self) -> None:

@@ -8,6 +8,7 @@ a few hundredths of a second late.
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -156,7 +157,7 @@ class Journey:
     def _take(self, records: Iterable[bytes]) -> None:
         for record in records:
             if record[0] == trace.VERSION:
-                self._wait(int.from_bytes(record[16:24], "little"), record)
+                self._wait(int.from_bytes(record[16:24], sys.byteorder), record)
 
     def _wait(self, at: int, thing: bytes | Event) -> None:
         self._arrived += 1
@@ -202,6 +203,8 @@ class Journey:
                     vm.epoch = 0
                 vm.alone.append((note.at_ns, note.alone))
             case notes.Again():
+                if note.until_ns and vm.itself and not vm.itself[-1].until_ns:
+                    vm.itself.pop()  # it is over
                 vm.itself.append(note)
                 del vm.itself[:-256]
             case notes.Happened() if isinstance(term := note.fields.get("term"), int):
@@ -212,6 +215,8 @@ class Journey:
         vm = self._vms[note.vm]
         moved = {"at_ns": note.at_ns + self._offset, "host": self.host}
         if isinstance(note, notes.Again):
+            if not note.until_ns:
+                return []  # said again when it is over
             moved["until_ns"] = note.until_ns + self._offset
         if isinstance(note, notes.Taken):
             moved["stopped_ns"] = note.stopped_ns + self._offset
@@ -304,4 +309,4 @@ def _within(earliest: int, moment: int | None, latest: int) -> int:
 
 def _itself(vm: _Vm, at: int) -> notes.Again | None:
     """What this host did at that moment, if it sent frames by itself."""
-    return next((note for note in reversed(vm.itself) if note.at_ns <= at <= note.until_ns), None)
+    return next((note for note in reversed(vm.itself) if note.at_ns <= at <= (note.until_ns or at)), None)

@@ -80,7 +80,7 @@ class Dropped(_Note, frozen=True, kw_only=True, tag="dropped"):
 
 class Again(_Note, frozen=True, kw_only=True, tag="again"):
     """What passed the guard from `at_ns` to `until_ns` was sent by this host itself: `replayed` after a takeover, or
-    `announced`."""
+    `announced`. Said before it begins, with 0 for its end, and once more when it is over."""
 
     until_ns: int
     frames: int

@@ -96,11 +96,11 @@ class Trail:
         if self.listeners and last >= first:
             self._tell(notes.Dropped(at_ns=time.monotonic_ns(), vm=self._vm, first=first, last=last, cause=cause))
 
-    def sent_itself(self, since_ns: int, frames: int, point: str) -> None:
-        """Since `since_ns` (monotonic) this host has written frames to the out tap, and nobody else has."""
+    def sends_itself(self, since_ns: int, frames: int, point: str, over: bool) -> None:
+        """Since `since_ns` (monotonic) this host writes frames to the out tap, and nobody else does; or it has."""
         if self.listeners:
-            self._tell(notes.Again(at_ns=since_ns, until_ns=time.monotonic_ns(), vm=self._vm, frames=frames,
-                                   point=point))
+            self._tell(notes.Again(at_ns=since_ns, until_ns=time.monotonic_ns() if over else 0, vm=self._vm,
+                                   frames=frames, point=point))
 
     def copies(self, point: str, cause: str, frames: list[bytes], term: int = 0, epoch: int = 0) -> None:
         """Frames (behind a 10-byte virtio header) that no packet program saw."""

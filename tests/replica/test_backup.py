@@ -13,15 +13,12 @@ import pytest
 from appliance import backup, core
 from appliance.backup import Backup
 from appliance.journal import Journal
-from vmlink.wire import Message, Type
+from vmlink.wire import Message, Type, encode_frames
 
 COPY = 3
 
 
-@pytest.mark.parametrize(("copy", "taken"), [(COPY, True), (COPY - 1, False), (0, False), (COPY + 1, False)])
-def test_a_first_copy_meant_for_another_replica_is_refused(copy: int, taken: bool,
-                                                           monkeypatch: pytest.MonkeyPatch) -> None:
-    heard: list[core.Event] = []
+def make(monkeypatch: pytest.MonkeyPatch, heard: list[core.Event]) -> Backup:
     ram: Any = SimpleNamespace(pages=np.zeros((4, 4096), np.uint8), size=4 * 4096)
     vm: Any = SimpleNamespace(limits=SimpleNamespace(in_flight=1 << 20, replay_log=1 << 20, disk=1 << 20))
     own: Any = object()
@@ -31,9 +28,30 @@ def test_a_first_copy_meant_for_another_replica_is_refused(copy: int, taken: boo
 
     monkeypatch.setattr(backup, "offer_of", offer_of)
     monkeypatch.setattr(backup, "understood", lambda *_: own)
-    taker = Backup("web", vm, 1, COPY, own, ram, None, own, Journal("web"), heard.append)
+    return Backup("web", vm, 1, COPY, own, ram, None, own, Journal("web"), heard.append)
+
+
+@pytest.mark.parametrize(("copy", "taken"), [(COPY, True), (COPY - 1, False), (0, False), (COPY + 1, False)])
+def test_a_first_copy_meant_for_another_replica_is_refused(copy: int, taken: bool,
+                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[core.Event] = []
+    taker = make(monkeypatch, heard)
 
     asyncio.run(taker.message(Message(Type.SYNC, 1, 7, copy, (b"{}",))))
 
     assert heard == ([core.ReplicaReady()] if taken else [])
     assert taker.replica.term == (7 if taken else 0)
+
+
+def test_output_of_an_epoch_that_is_not_whole_is_known_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    taker = make(monkeypatch, [])
+    frames = [(5, b"\0" * 74), (6, b"\1" * 74)]
+
+    async def scene() -> None:
+        await taker.message(Message(Type.SYNC, 1, 7, COPY, (b"{}",)))
+        assert taker.discarded() == (1, [])
+        await taker.message(Message(Type.OUTBOUND, 1, 7, 1, (encode_frames(frames),)))
+
+    asyncio.run(scene())
+    assert taker.discarded() == (1, [frame for _, frame in frames])
+    assert taker.unreleased() == []

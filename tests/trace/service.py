@@ -18,32 +18,39 @@ from appliance.control.server import ControlServer
 from appliance.front import Front
 from appliance.journal import Journal
 from appliance.trace.tracing import Tracing
+from appliance.trace.trail import Trail
 from tests.net.stage import tap_write
 
 VM = "web1"
 
 
+def _vm(name: str, front: Front, trail: Trail) -> SimpleNamespace:
+    """What the trace asks a protected VM for."""
+    machine = SimpleNamespace(front=front, primary=SimpleNamespace(committed=0), backup=None)
+    return SimpleNamespace(name=name, machine=machine, state=SimpleNamespace(term=1, phase="protected"),
+                           journal=SimpleNamespace(trail=trail))
+
+
 class Service:
     """Of one VM whose frames the test sends. Use `running`."""
 
-    def __init__(self, front: Front, tap: int, place: Path) -> None:
-        """`tap`: where the test writes what the VM sends; -1 for a VM that sends by itself."""
+    def __init__(self, front: Front, tap: int, place: Path, other: Front | None = None) -> None:
+        """`tap`: where the test writes what the VM sends; -1 for a VM that sends by itself. `other`: of a second VM,
+        about which nothing happens."""
         self.front, self._tap, self.path = front, tap, place / "control.sock"
         self.trail = Journal(VM).trail
-        front.sent_itself = self.trail.sent_itself
+        front.sends_itself = self.trail.sends_itself
         self._epoch = 0
-        machine = SimpleNamespace(front=front, primary=SimpleNamespace(committed=0), backup=None)
-        vm = SimpleNamespace(name=VM, machine=machine, state=SimpleNamespace(term=1, phase="protected"),
-                             journal=SimpleNamespace(trail=self.trail))
-        self.tracing = Tracing("alpha", "beta", {VM: vm})  # type: ignore[dict-item]
+        vms = {VM: _vm(VM, front, self.trail)} | ({"web2": _vm("web2", other, Trail("web2"))} if other else {})
+        self.tracing = Tracing("alpha", "beta", vms)  # type: ignore[arg-type]
         pushed = {"trace": self.tracing.stream, "trace-epochs": self.tracing.epochs}
         self._control = ControlServer(self.path, {"status": self._status}, pushed=pushed, access=registry.access)
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def running(cls, front: Front, place: Path) -> AsyncIterator[Service]:
+    async def running(cls, front: Front, place: Path, other: Front | None = None) -> AsyncIterator[Service]:
         tap = await front.attach_vm()
-        made = cls(front, tap, place)
+        made = cls(front, tap, place, other)
         await made.start()
         try:
             yield made
@@ -52,7 +59,7 @@ class Service:
             os.close(tap)
 
     async def _status(self, args: dict[str, Any]) -> dict[str, Any]:
-        return {"vms": {VM: {}}}
+        return {"vms": {VM: {}, "web2": {}}}
 
     async def start(self) -> None:
         await self._control.start()

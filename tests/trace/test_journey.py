@@ -90,13 +90,26 @@ def test_an_epoch_that_never_ends() -> None:
     assert [frame.cause for frame in found] == ["", "", "alone", "alone", ""]
 
 
+def again(at: int, until: int = 0) -> notes.Again:
+    return notes.Again(at_ns=at, until_ns=until, vm=VM, frames=1, point="replayed")
+
+
 def test_what_this_host_sends_itself() -> None:
-    again = notes.Again(at_ns=1200, until_ns=1300, vm=VM, frames=1, point="replayed")
     records = [record(Point.RELEASED, at, 65536, boundary=65536, term=2) for at in (1199, 1250, 1301)]
-    found = frames(Journey(begin(past=[alone(1, 65000)])).feed(batch(4000, again), records))
+    said = [again(1100), again(1100, 1110), again(1200), again(1200, 1300)]
+    events = Journey(begin(past=[alone(1, 65000)])).feed(batch(4000, *said), records)
+    found = frames(events)
     assert [(frame.point, frame.name) for frame in found] == [
         ("released", "0.65536"), ("replayed", "-"), ("released", "0.65536")]
     assert found[1].packet_id == 0
+    assert [event.until_ns - OFFSET for event in events if isinstance(event, notes.Again)] == [1110, 1300]
+
+
+def test_a_service_that_died_while_it_sent_by_itself() -> None:
+    journey = Journey(begin(past=[alone(1, 65000)]))
+    journey.hear(batch(0, again(1200)))
+    (frame,) = frames(journey.finish([record(Point.RELEASED, 1250, 65536, boundary=65536, term=2)]))
+    assert frame.point == "replayed"
 
 
 def test_what_is_thrown_away() -> None:

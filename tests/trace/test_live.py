@@ -20,7 +20,7 @@ from appliance import control
 from appliance.cli import main
 from appliance.errors import Unreachable
 from appliance.exits import Exit
-from appliance.front import Front
+from appliance.front import Front, FrontSpec
 from appliance.trace import capture, notes
 from appliance.trace.event import Frame
 from ebpf.trace import SLOTS, Ring
@@ -343,6 +343,59 @@ def test_a_slow_tracer_loses_events_and_says_so(serve: Play, capsys: pytest.Capt
     end, frames = things[-1], [thing for thing in things if thing["kind"] == "frame"]
     assert end["lost_frames"] > 0 and end["frames"] == len(frames) == 4002 - end["lost_frames"]
     assert frames[-1]["lost_before"] == end["lost_frames"]
+
+
+def test_a_service_that_stands_still_hides_nothing(serve: Play, capsys: pytest.CaptureFixture[str]) -> None:
+    """That is what one traces for: frames are shown although the service says nothing."""
+    ended: list[float] = []
+
+    async def scene(service: Service) -> None:
+        service.open()
+        words = ["trace", "--point", "dropped", "--count", "1", "--control", str(service.path)]
+
+        def command() -> int:
+            code = main(words)
+            ended.append(time.monotonic())
+            return code
+
+        running = asyncio.ensure_future(asyncio.to_thread(command))
+        await service.traced()
+        await asyncio.sleep(0.2)
+        plain = frame(b"early bird")
+        os.write(service.front._out, bytes(12) + plain[:12] + b"\x88\xa8\x00\x01" + plain[12:])
+        time.sleep(3.5)  # noqa: ASYNC251
+        awake = time.monotonic()
+        assert await running == Exit.OK
+        assert ended[0] < awake, "it waited for the service"
+
+    serve(scene)
+    assert " dropped " in capsys.readouterr().out
+
+
+def test_two_vms(stage: Stage, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One ring has the frames of both; each is told by its name."""
+    stage.quiet()
+
+    async def scene() -> None:
+        spec = FrontSpec("web2", "52:54:00:aa:00:20", ("10.77.9.20",), "br0", 1 << 20)
+        first = await Front.create(FrontSpec(VM, GUEST_MAC, ("10.77.9.10",), "br0", 1 << 20))
+        second = await Front.create(spec)
+        try:
+            async with Service.running(first, tmp_path, second) as service:
+                service.open()
+                words = ("trace", "--count", "2", "--point", "released,fenced", f"ether proto {PLAIN}")
+                async with service.command(*words):
+                    plain = frame(b"of the second")
+                    os.write(second._out, bytes(12) + plain[:12] + b"\x88\xa8\x00\x01" + plain[12:])
+                    await service.epoch(frame(b"of the first"))
+        finally:
+            await second.close()
+            await first.close()
+
+    asyncio.run(scene())
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.split()[:3] == ["TIME", "VM", "EPOCH.SEQ"]
+    assert [row.split()[1:4] for row in rows] == [["web2", "0.1", "fenced"], ["web1", "1.1", "released"]]
 
 
 def test_no_more_than_there_are_slots(serve: Play) -> None:
