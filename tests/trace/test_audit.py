@@ -9,11 +9,11 @@ import msgspec
 import pytest
 
 from appliance.trace import notes
-from appliance.trace.audit import PROVEN, REFUTED, UNDECIDED, audit, text
+from appliance.trace.audit import PROVEN, REFUTED, UNDECIDED, Audit, audit, text
 from appliance.trace.capture import Capture
 from appliance.trace.event import Event, Frame, Point
 from appliance.trace.journey import Journey
-from tests.trace.events import HOST, OFFSET, VM, Gate, alone, batch, begin
+from tests.trace.events import HOST, OFFSET, VM, Gate, acked, alone, batch, begin
 
 BETA = "beta"
 
@@ -99,6 +99,18 @@ def test_a_frame_that_left_before_its_acknowledgement() -> None:
     early = changed(events, Point.RELEASED, "1.2", at_ns=acked - 5)
     word, why = judged(early)
     assert word == REFUTED and why == ["epoch 1 was not acknowledged, and the VM did not run alone"]
+
+
+def test_a_frame_that_is_told_late() -> None:
+    """Live, a frame may be told after what happened after it: its own time decides."""
+    made = Audit()
+    made.begin(begin())
+    for event in (alone(OFFSET, 0, False), acked(OFFSET + 100, 1)):
+        made.event(msgspec.structs.replace(event, host=HOST))
+    for at in (150, 50):
+        made.event(Frame(at_ns=OFFSET + at, host=HOST, vm=VM, point=Point.RELEASED, cause="ack", term=1, epoch=1, seq=1,
+                         number=1))
+    assert [one.frame.at_ns - OFFSET for one in made.offences] == [50]
 
 
 def test_an_acknowledgement_that_never_came() -> None:

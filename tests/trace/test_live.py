@@ -244,6 +244,24 @@ def test_a_filter_too_long_for_the_kernel_is_run_here(serve: Play, capsys: pytes
     assert [line.split()[1] for line in said.out.splitlines()[1:]] == ["1.2", "1.2"]
 
 
+def test_in_the_shell(serve: Play, capsys: pytest.CaptureFixture[str]) -> None:
+    async def scene(service: Service) -> None:
+        service.open()
+        words = ["shell", "--control", str(service.path), "-c", "trace web1 --count 2 udp; trace epochs web1 -c 1"]
+        running = asyncio.ensure_future(asyncio.to_thread(main, words))
+        while not running.done():
+            if service.trail.listeners:
+                await service.epoch(udp())
+            await asyncio.sleep(0.1)
+        assert await running == Exit.OK
+
+    serve(scene)
+    lines = capsys.readouterr().out.splitlines()
+    (held, name), (released, same) = [line.split()[2:0:-1] for line in lines if " udp " in line]
+    assert (held, released) == ("held", "released") and name == same
+    assert lines[-2].split()[1] == "EPOCH" and lines[-1].split()[1].isdigit()
+
+
 def test_what_is_asked_for_of_epochs_and_holds(serve: Play, capsys: pytest.CaptureFixture[str]) -> None:
     async def scene(service: Service) -> None:
         service.open()
