@@ -28,6 +28,8 @@ PATIENCE = 0.05
 """Seconds between two looks at the ring while the service says nothing."""
 GATHER = 0.02
 """Seconds in which what is said and captured gathers, so that it is looked at together."""
+QUEUE = 65_536
+"""Notes that may wait here while nobody takes what is shown (a pager that stands still)."""
 SILENCE_NS = 1_000_000_000
 """After so long a silence of the service frames are shown by what is known: it may stand still, and that is what one
 traces for."""
@@ -45,7 +47,8 @@ class Session:
 
     def __init__(self, stream: Stream, shown: frozenset[Point] = frozenset(Point), *, kernel: bool = False,
                  **words: Any) -> None:
-        self._told: queue.SimpleQueue[notes.Batch | BaseException | None] = queue.SimpleQueue()
+        self._told: queue.Queue[notes.Batch | BaseException | None] = queue.Queue(QUEUE)
+        self._unheard = 0  # notes that found it full: nobody takes what is shown
         self._stopping = threading.Event()
         items = stream(**words)
         try:
@@ -92,14 +95,25 @@ class Session:
 
     def _listen(self, items: Iterator[dict[str, Any]]) -> None:
         """In a thread of its own: what the service says, until it ends or this session does."""
+        end: BaseException | None = None
         try:
             for item in items:
                 if self._stopping.is_set():
                     break
-                self._told.put(msgspec.convert(item, notes.Batch))
-            self._told.put(None)
+                self._tell(msgspec.convert(item, notes.Batch))
         except (HoldfastError, msgspec.ValidationError, OSError) as error:
-            self._told.put(error)
+            end = error
+        finally:
+            self._told.put(end)
+
+    def _tell(self, batch: notes.Batch) -> None:
+        """What nobody takes is lost: this end must go on reading, or the service would have to wait or cut it off."""
+        if self._unheard:
+            batch = msgspec.structs.replace(batch, lost_notes=batch.lost_notes + self._unheard)
+        try:
+            self._told.put_nowait(batch)
+        except queue.Full:
+            self._unheard += len(batch.notes)
 
     def events(self, until: float | None = None) -> Iterator[list[Event]]:
         """Settled events, in the order of time, some at a time (or none), until the monotonic moment `until`. When the
