@@ -142,6 +142,11 @@ class Disks:
             with contextlib.suppress(VmError):  # with QEMU they are gone as well
                 await exports.withdraw()
 
+    async def fail(self, disk: str) -> None:
+        """Remember that this disk's image will miss what the VM writes from now on; it is on disk when this returns.
+        """
+        await _in_thread(self._opened().fail, disk)
+
     # --- a VM that ended ---
 
     async def rest(self, mirror: Mirror, drives: Drives) -> None:

@@ -88,6 +88,28 @@ class Machine:
         if self.front is not None:
             await self.front.close()
 
+    @property
+    def away(self) -> bool:
+        """Does the VM run here, and on the other host's copy of one of its disks?"""
+        return self.primary is not None and self.primary.disks is not None and self.primary.disks.faults.away
+
+    @property
+    def trouble(self) -> str:
+        """What is wrong with the disks of the VM that runs here; empty if nothing is."""
+        disks = self.primary.disks if self.primary is not None else None
+        return disks.faults.reason() if disks is not None else ""
+
+    def disk_status(self) -> dict[str, Any] | None:
+        """For the status reply; None of a VM without disks."""
+        if self.disks is None:
+            return None
+        applier = self.backup.disks.applier if self.backup is not None and self.backup.disks is not None else None
+        status = self.disks.status(self.drives, applier)
+        if self.primary is not None and self.primary.disks is not None:
+            faults = self.primary.disks.faults
+            status["disks"] = [{**disk, **faults.status(disk["name"])} for disk in status["disks"]]
+        return status
+
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = watched(work, f"{self.name}: {getattr(work, '__name__', 'task')}")
         self._tasks.add(task)
@@ -274,7 +296,8 @@ class Machine:
         assert self.front is not None
         disks = None
         if self.disks is not None and self.drives is not None:
-            disks = PrimaryDisks(self.disks, self.drives, past, qemu, self._peer, self._id, self._vm.limits.copy_rate)
+            disks = PrimaryDisks(self.disks, self.drives, past, qemu, self._peer, self._journal, self._id,
+                                 self._vm.limits.copy_rate)
         self.primary = Primary(self.name, self._vm, self._id, self.front, qemu, ram, disks, self._peer,
                                self._journal, self._config.timing.lease_max, self._post)
 

@@ -75,11 +75,17 @@ class Outlook:
     def _judge(self) -> None:
         for name, vm in self._vms.items():
             unfit = self._unfit(name)
-            conditions = judge(self.here, self.there.condition if self.there else None, unfit)
+            conditions = judge(self._here(vm), self.there.condition if self.there else None, unfit)
             if conditions != vm.state.conditions:
                 if unfit and unfit not in (UNKNOWN, vm.state.conditions.unfit):
                     log.warning("%s: %s cannot carry it: %s", name, self._peer.name, unfit)
                 vm.post(core.Judged(conditions))
+
+    def _here(self, vm: Protection) -> Condition:
+        """How this host is for that VM: its own disks may have failed, and no other's."""
+        trouble = vm.machine.trouble
+        return msgspec.structs.replace(self.here, disk=False, reasons=(trouble, *self.here.reasons)) if trouble else \
+            self.here
 
     def _unfit(self, name: str) -> str:
         """Why the peer cannot carry that VM."""

@@ -95,6 +95,8 @@ class Primary:
     async def close(self) -> None:
         """Stop everything. QEMU may be gone already."""
         self.replay.close()
+        if self.disks is not None:
+            self.disks.faults.close()
         self.hold()
         self.stop_sync()
         if self._replication is not None:
@@ -177,7 +179,9 @@ class Primary:
                 log.error("%s: replication failed: %s", self._name, error)
                 self._journal.event("replication-failed", cause=str(error))
             if await self._runs_on() and not stopping.is_set():
-                self._post(core.SyncFailed(str(error)))
+                # Without the other host's copy of its disks the VM cannot go on here.
+                lost = self.disks is not None and self.disks.faults.away
+                self._post(core.VmLost(str(error)) if lost else core.SyncFailed(str(error)))
 
     async def _runs_on(self) -> bool:
         """Resume a VM that a failed checkpoint may have left paused. One that cannot be is ended: the backup has
@@ -334,6 +338,8 @@ class Primary:
         payload = decode_pieces(message)
         if message.type is Type.ACK:
             self.acknowledged(message.epoch, Ack.decode(payload))
+        elif message.type is Type.DISK_DATA and self.disks is not None:
+            self.disks.message(message)
         elif self.copy is not None and self.copy.disks is not None:
             self.copy.disks.message(message.type, payload)
 

@@ -32,7 +32,7 @@ from vmlink.wire import Message, Type, decode_pieces, vm_id
 
 log = logging.getLogger("holdfast.protection")
 
-TO_PRIMARY = (Type.ACK, Type.DISK_STATE, Type.DISK_HASHES)
+TO_PRIMARY = (Type.ACK, Type.DISK_STATE, Type.DISK_HASHES, Type.DISK_DATA)
 RENEW = 1.0
 """Seconds between two questions whether the arbiter's grant still stands, while this host is alone."""
 
@@ -226,6 +226,9 @@ class Protection:
     def peer_down(self, reason: str, doubtful: bool, speaks_until: float) -> None:
         silent = round((time.monotonic() - self._peer.last_heard) * 1e3, 1)
         self.journal.event("peer-down", reason=reason, doubtful=doubtful, silent_ms=silent)
+        if self.machine.away:  # without the other host's copy of its disks the VM cannot go on here, but there it can
+            self.post(core.VmLost(f"the other host has the only whole copy of its disks ({self.machine.trouble}), and "
+                                  f"is lost: {reason}"))
         self.post(core.PeerDown(reason, doubtful, speaks_until))
 
     def peer_heard(self, until: float) -> None:
@@ -286,8 +289,7 @@ class Protection:
             "replay_log": {"bytes": backup.replay.bytes if backup else 0,
                            "dropped": backup.replay.dropped if backup else 0,
                            "unlogged": primary.replay.unlogged if primary else 0},
-            "disks": machine.disks.status(machine.drives, backup.disks.applier if backup and backup.disks else None)
-            if machine.disks else None,
+            "disks": machine.disk_status(),
             "sync": primary.copy.progress if primary and primary.copy else None,
             "events": list(self.journal.events),
         }

@@ -120,9 +120,13 @@ def _vm_lines(name: str, vm: dict[str, Any], screen: Screen) -> Iterator[str]:
 def _disk_lines(disks: dict[str, Any], screen: Screen) -> Iterator[str]:
     for disk in disks.get("disks", []):
         told = {True: str(disks.get("standing")), False: "not whole"}.get(disk.get("whole"), "-")
+        told = "left" if disk.get("left") else told
         waits = f"{size(disk['to_copy_bytes'])} to copy" if disk.get("to_copy_bytes") else ""
         form = f"{size(disk.get('size_bytes'))} {disk.get('format')}"
         yield row(f"  disk {disk.get('name')}", told, form, str(disk.get("path")), waits)
+        if trouble := disk.get("trouble"):
+            what = "the VM waits for it" if disk.get("vm_waits") else "the VM goes on with the other host's copy"
+            yield row("  trouble", str(trouble), what)
     if disks.get("unapplied_bytes"):
         yield row("  unapplied", f"{size(disks['unapplied_bytes'])} acknowledged and not in the images yet")
 

@@ -109,7 +109,8 @@ class Images:
 
     def rest(self, point: Point | None, lists: Sequence[DirtyBlocks]) -> None:
         """The VM has ended in good order, everything drained: keep where it wrote since `point`."""
-        if self.state.standing is not Standing.ACTIVE or point is None:
+        whole = all(image.whole for image in self.state.images)
+        if self.state.standing is not Standing.ACTIVE or point is None or not whole:
             return
         parts = [blocks.encode() for blocks in lists]
         content = b"".join(parts)

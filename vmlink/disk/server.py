@@ -57,6 +57,11 @@ class DiskServer:
         """Let this process in, and no other."""
         self._admitted = pid
 
+    def serves(self, name: str) -> bool:
+        """Is there a connection for the disk of this name?"""
+        disk = self._disks.find(name)
+        return disk is not None and any(connection.about(disk) for connection in self._connections)
+
     def go_on(self) -> None:
         """There is room again: take what waits."""
         for connection in list(self._connections):
@@ -109,6 +114,9 @@ class _Connection:
         self._all.discard(self)
         for read in list(self._reads):
             read.cancel()
+
+    def about(self, disk: Export) -> bool:
+        return self._talk.export is disk
 
     def _impatient(self) -> None:
         if self._talk.export is None:
