@@ -4,8 +4,6 @@ commit."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 from appliance.cli.screen import size
@@ -41,6 +39,8 @@ class Epoch(msgspec.Struct, kw_only=True):
     release_ns: int | None = None
     """From then until the last of its frames was out."""
     committed: bool = False
+    under_way: bool = False
+    """The trace ended before it was committed, or not."""
 
 
 class Epochs:
@@ -64,8 +64,11 @@ class Epochs:
         return []
 
     def rest(self) -> list[Epoch]:
-        """Those that are under way."""
-        return [self._made(key) for key in list(self._open)]
+        """Those of which nothing more is said, at the end of a capture."""
+        rest = [self._made(key) for key in list(self._open)]
+        for epoch in rest:
+            epoch.under_way = not epoch.committed
+        return rest
 
     def _drop(self, alone: notes.Alone) -> list[Epoch]:
         """From now on nobody acknowledges what is under way."""
@@ -97,24 +100,27 @@ def _between(earlier: notes.Note | None, later: notes.Note | None) -> int | None
     return None if earlier is None or later is None else max(0, later.at_ns - earlier.at_ns)
 
 
-HEAD = (f"{'TIME':15} {'EPOCH':>10} {'LENGTH':>8} {'PAUSE':>7} {'STOP':>6} {'SAVE':>6} {'RESUME':>6} {'PAGES':>6} "
-        f"{'SIZE':>10} {'FRAMES':>6} {'XFER':>7} {'ACK':>7} {'OUT':>7}")
+def head(*, hosts: bool = False, vms: bool = False) -> str:
+    """What stands above the lines. `hosts`, `vms`: where there are several."""
+    where = (f"{'HOST':8} " if hosts else "") + (f"{'VM':10} " if vms else "")
+    return (f"{'TIME':15} {where}{'EPOCH':>10} {'LENGTH':>8} {'PAUSE':>7} {'STOP':>6} {'SAVE':>6} {'RESUME':>6} "
+            f"{'PAGES':>6} {'SIZE':>10} {'FRAMES':>6} {'XFER':>7} {'ACK':>7} {'OUT':>7}")
 
 
-def line(epoch: Epoch, *, vms: bool = False) -> str:
+def line(epoch: Epoch, *, hosts: bool = False, vms: bool = False) -> str:
     """In columns; durations in milliseconds."""
-    where = f"{epoch.vm:10} " if vms else ""
-
-    def short(nanoseconds: int | None, width: int) -> str:
-        return f"{'-' if nanoseconds is None else f'{nanoseconds / 1e6:.2f}':>{width}}"
-
-    steps = f"{short(epoch.stop_ns, 6)} {short(epoch.save_ns, 6)} {short(epoch.resume_ns, 6)}"
+    where = (f"{epoch.host:8} " if hosts else "") + (f"{epoch.vm:10} " if vms else "")
+    lasted = (epoch.length_ns, epoch.pause_ns, epoch.stop_ns, epoch.save_ns, epoch.resume_ns)
+    paused = " ".join(_short(step, width) for step, width in zip(lasted, (8, 7, 6, 6, 6), strict=True))
     carried = f"{_or_dash(epoch.pages):>6} {size(epoch.bytes):>10} {_or_dash(epoch.frames):>6}"
-    lasted = f"{short(epoch.transfer_ns, 7)} {short(epoch.ack_ns, 7)} {short(epoch.release_ns, 7)}"
-    end = "" if epoch.committed else "  not committed"
-    head = f"{clock(epoch.at_ns)} {where}{epoch.epoch:>10} {short(epoch.length_ns, 8)} {short(epoch.pause_ns, 7)}"
-    return f"{head} {steps} {carried} {lasted}{end}"
+    left = " ".join(_short(step, 7) for step in (epoch.transfer_ns, epoch.ack_ns, epoch.release_ns))
+    end = "" if epoch.committed else "  under way" if epoch.under_way else "  not committed"
+    return f"{clock(epoch.at_ns)} {where}{epoch.epoch:>10} {paused} {carried} {left}{end}"
 
 
-def _or_dash(value: Any) -> str:
+def _short(nanoseconds: int | None, width: int) -> str:
+    return f"{'-' if nanoseconds is None else f'{nanoseconds / 1e6:.2f}':>{width}}"
+
+
+def _or_dash(value: int | None) -> str:
     return "-" if value is None else str(value)

@@ -7,7 +7,7 @@ import contextlib
 import json
 import time
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from appliance.cli.call import Call
 from appliance.errors import TimedOut, UsageError
 from appliance.exits import Exit
 from appliance.trace import audit as audits
-from appliance.trace import capture
+from appliance.trace import capture, notes
 from appliance.trace import epochs as epochs_
 from appliance.trace import explain as explains
 from appliance.trace.event import Event, Frame, Point
@@ -39,35 +39,40 @@ def _files(call: Call) -> list[Path]:
 def epochs(call: Call) -> int:
     """The verb."""
     shown = 0
-    with contextlib.suppress(KeyboardInterrupt), interruptible(), contextlib.closing(_epochs(call)) as found:
-        for epoch in found:
-            if shown == call.args.count:
-                break
+    with contextlib.ExitStack() as stack, contextlib.suppress(KeyboardInterrupt), interruptible():
+        begins, events = _told(call, stack)
+        vms = {one.vm for begin in begins for one in begin.vms if call.args.vm in (None, one.vm)}
+        several = {"hosts": len({begin.host for begin in begins}) > 1, "vms": len(vms) > 1}
+        for epoch in _epochs(events, call.args.vm, rest=bool(call.args.read)):
             if call.screen.json:
                 call.screen.say(json.dumps({"schema": "holdfast.trace-epochs/1", **msgspec.to_builtins(epoch)}))
             else:
                 if not shown:
-                    call.screen.say(epochs_.HEAD)
-                call.screen.say(epochs_.line(epoch))
+                    call.screen.say(epochs_.head(**several))
+                call.screen.say(epochs_.line(epoch, **several))
             shown += 1
             if shown == call.args.count:
                 break
     return Exit.OK
 
 
-def _epochs(call: Call) -> Generator[epochs_.Epoch, None, None]:
-    made = epochs_.Epochs()
+def _told(call: Call, stack: contextlib.ExitStack) -> tuple[list[notes.Begin], Iterable[list[Event]]]:
+    """How it began, and what happened: out of captures, or live."""
     if files := _files(call):
-        for event in capture.load(files).events:
-            if call.args.vm in (None, event.vm):
-                yield from made.feed(event)
-        yield from made.rest()
-        return
+        found = capture.load(files)
+        return found.begins, [found.events]
     until = None if call.args.duration is None else time.monotonic() + call.args.duration
-    with live(call, call.args.vm or "", _EVERYTHING, None, frames=False) as session:
-        for events in session.events(until):
-            for event in events:
+    session = stack.enter_context(live(call, call.args.vm or "", _EVERYTHING, None, frames=False))
+    return [session.begin], session.events(until)
+
+
+def _epochs(told: Iterable[list[Event]], vm: str | None, *, rest: bool) -> Iterator[epochs_.Epoch]:
+    made = epochs_.Epochs()
+    for events in told:
+        for event in events:
+            if vm in (None, event.vm):
                 yield from made.feed(event)
+    yield from made.rest() if rest else ()
 
 
 # --- explain ---
