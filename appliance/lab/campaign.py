@@ -24,13 +24,14 @@ import msgspec
 
 from appliance.errors import HoldfastError, UsageError
 from appliance.lab import campaign_report as report
+from appliance.lab import program
 from appliance.lab.blueprint import DISK_GUEST_MEMORY, Options
 from appliance.lab.campaign_faults import Play
 from appliance.lab.campaign_judge import Speech, turns, voices
 from appliance.lab.campaign_kinds import KINDS, Kind
 from appliance.lab.campaign_plan import Round, rounds
 from appliance.lab.campaign_report import Outcome
-from appliance.lab.demo import FAILURES, INTERRUPTED, Teller, heed, interrupt, write_json
+from appliance.lab.program import FAILURES, Teller, heed, prepare, write_json
 from appliance.lab.stage import Stage
 from appliance.lab.streams import WrongAnswer
 from appliance.lab.topology import HOSTS
@@ -224,29 +225,24 @@ def plan(args: argparse.Namespace, seed: int, kinds: Mapping[str, Kind]) -> list
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = arguments(argv)
-    heed(interrupt)
+    return program.run("campaign", lambda: play(args))
+
+
+def play(args: argparse.Namespace) -> int:
+    """The whole campaign. Raises HoldfastError or OSError when it cannot be held."""
     sys.setswitchinterval(0.0005)  # a thread that computes must not make the client's waits look longer
     seed = secrets.randbelow(1 << 31) if args.seed is None else args.seed
     shutil.rmtree(args.out / "failures", ignore_errors=True)
-    args.out.mkdir(parents=True, exist_ok=True)
-    for old in ("report.json", "rounds.json"):
-        (args.out / old).unlink(missing_ok=True)  # nothing of an older run may pass for this one's
+    prepare(args.out, ("report.json", "rounds.json"))
     tell = Teller()
-    try:
-        memory = DISK_GUEST_MEMORY if args.guest == "disk" else Options().memory
-        options = Options(name=args.name, guest=args.guest, memory=memory, disk_faults=args.guest == "disk")
-        kinds = chosen(args.only, options)
-        tell(f"seed {seed}")
-        more = [f"--guest {args.guest}"] * (args.guest != "memory") + [f"--only {args.only}"] * (args.only is not None)
-        repeat = f"make campaign SEED={seed}" + (f" ARGS='{' '.join(more)}'" if more else "")
-        campaign = Campaign(options, args.out, kinds, repeat=repeat, keep_failed=args.keep_failed)
-        campaign.hold(plan(args, seed, kinds), tell)
-    except KeyboardInterrupt:
-        print("campaign: interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except FAILURES as error:
-        print(f"campaign: {error}", file=sys.stderr)
-        return int(error.exit_code) if isinstance(error, HoldfastError) else 1
+    memory = DISK_GUEST_MEMORY if args.guest == "disk" else Options().memory
+    options = Options(name=args.name, guest=args.guest, memory=memory, disk_faults=args.guest == "disk")
+    kinds = chosen(args.only, options)
+    tell(f"seed {seed}")
+    more = [f"--guest {args.guest}"] * (args.guest != "memory") + [f"--only {args.only}"] * (args.only is not None)
+    repeat = f"make campaign SEED={seed}" + (f" ARGS='{' '.join(more)}'" if more else "")
+    campaign = Campaign(options, args.out, kinds, repeat=repeat, keep_failed=args.keep_failed)
+    campaign.hold(plan(args, seed, kinds), tell)
     print("\n" + report.table(report.build(seed, campaign.outcomes)))
     if campaign.kept is not None:
         print(f"kept: holdfast lab status --name {campaign.kept}; holdfast lab down --name {campaign.kept}")

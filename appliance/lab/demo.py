@@ -10,31 +10,25 @@ Exit status: 0 every promise kept, 1 one was broken, 130 interrupted; any other:
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
-import shutil
-import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from appliance.errors import HoldfastError, TimedOut, Unavailable
-from appliance.lab import failover, report
+from appliance.errors import TimedOut, Unavailable
+from appliance.lab import failover, program, report
 from appliance.lab.blueprint import Options
 from appliance.lab.driver import Driver
 from appliance.lab.failover import Failover, Measured
 from appliance.lab.lab import Lab
 from appliance.lab.observer import Observer, Seen
+from appliance.lab.program import Teller, prepare, taken_down, tell_logs, write_json
 from appliance.lab.recording import Recording
 from appliance.lab.topology import HOSTS
 
 QUIET_S = 6.0  # undisturbed operation before each crash, and after the last return
-INTERRUPTED = 130
-FAILURES = (HoldfastError, OSError)
 
 
 @dataclass
@@ -45,16 +39,6 @@ class Run:
     trouble: list[str] = field(default_factory=list)
     seen: Seen = field(default_factory=Seen)
     recording: Recording | None = None
-
-
-class Teller:
-    """One line for each step, with the time since the beginning."""
-
-    def __init__(self) -> None:
-        self._begun = time.monotonic()
-
-    def __call__(self, line: str) -> None:
-        print(f"{time.monotonic() - self._begun:6.1f} s  {line}", flush=True)
 
 
 def hold(lab: Lab, out: Path, tell: Callable[[str], None]) -> Run:
@@ -85,10 +69,7 @@ def crash_both(lab: Lab, observer: Observer, run: Run, tell: Callable[[str], Non
             done = failover.carry_out(lab, observer, victim)
         except (TimedOut, Unavailable) as error:
             run.trouble.append(f"after the crash of {victim}: {error.message}")
-            tell(f"{run.trouble[-1]}; the logs end with:")
-            for host in HOSTS:
-                for line in lab.log_tail(host):
-                    tell(f"  {host}| {line}")
+            tell_logs(lab, run.trouble[-1], tell)
             return
         run.failovers.append(done)
         tell(f"{done.survivor} took over; {victim} is back and the VM protected again")
@@ -137,44 +118,11 @@ def details(
     }
 
 
-def write_json(path: Path, document: dict[str, Any]) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(document, indent=1) + "\n")
-    partial.replace(path)
-
-
 def demonstrate(options: Options, out: Path, tell: Callable[[str], None]) -> list[str]:
     """The whole demo, lab included; the lab is gone afterwards, whatever happens."""
-    out.mkdir(parents=True, exist_ok=True)
-    for name in ("report.json", "details.json", "timeline.png", "client.json"):
-        (out / name).unlink(missing_ok=True)  # nothing of an older run may pass for this one's
-    lab = Lab.up(options, progress=tell)
-    try:
-        run = hold(lab, out, tell)
-        return conclude(run, out, lab, tell)
-    finally:
-        heed(signal.SIG_IGN)  # a late Ctrl-C must not leave half a lab behind
-        with contextlib.suppress(OSError):
-            keep_logs(lab, out)
-        lab.down()
-        tell("the lab is gone")
-
-
-def keep_logs(lab: Lab, out: Path) -> None:
-    for host in HOSTS:
-        log = lab.directory / host / "service.log"
-        if log.exists():
-            shutil.copyfile(log, out / f"{host}.log")
-
-
-def heed(handler: signal.Handlers | Callable[[int, FrameType | None], None]) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, handler)
-
-
-def interrupt(_number: int, _frame: FrameType | None) -> None:
-    heed(signal.SIG_IGN)  # once is enough: what follows is the tearing down
-    raise KeyboardInterrupt
+    prepare(out, ("report.json", "details.json", "timeline.png", "client.json"))
+    with taken_down(Lab.up(options, progress=tell), out, tell) as lab:
+        return conclude(hold(lab, out, tell), out, lab, tell)
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -188,20 +136,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = arguments(argv)
-    heed(interrupt)
     epoch = None if args.epoch is None else args.epoch / 1e3
-    try:
-        broken = demonstrate(Options(name=args.name, epoch=epoch, qemu=args.qemu), args.out, Teller())
-    except KeyboardInterrupt:
-        print("demo: interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except FAILURES as error:
-        print(f"demo: {error}", file=sys.stderr)
-        return int(error.exit_code) if isinstance(error, HoldfastError) else 1
-    for line in broken:
-        print(f"BROKEN       {line}")
-    print("\nevery promise kept" if not broken else f"\n{len(broken)} promises broken")
-    return 1 if broken else 0
+    options = Options(name=args.name, epoch=epoch, qemu=args.qemu)
+    return program.run("demo", lambda: program.outcome(demonstrate(options, args.out, Teller())))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import secrets
-import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -26,24 +25,16 @@ from pathlib import Path
 from random import Random
 
 from appliance.errors import HoldfastError, TimedOut, Unavailable
-from appliance.lab import disk_report, failover, faults, report
+from appliance.lab import disk_report, failover, faults, program, report
 from appliance.lab.blueprint import DISK_GUEST_MEMORY, Options
-from appliance.lab.demo import (
-    FAILURES,
-    INTERRUPTED,
-    Run,
-    Teller,
-    heed,
-    interrupt,
-    keep_logs,
-    write_json,
-)
+from appliance.lab.demo import Run
 from appliance.lab.disk_report import Inspection
 from appliance.lab.driver import Driver
 from appliance.lab.inspector import Inspector
 from appliance.lab.lab import Lab
 from appliance.lab.ledger import Ledger
 from appliance.lab.observer import Observer
+from appliance.lab.program import FAILURES, Teller, prepare, taken_down, tell_logs, write_json
 from appliance.lab.streams import WrongAnswer
 from appliance.lab.topology import HOSTS
 from appliance.lab.writers import Writers
@@ -104,10 +95,7 @@ def hold(lab: Lab, chosen: Chosen, out: Path, tell: Callable[[str], None]) -> Di
 
 def trouble(lab: Lab, run: Run, error: HoldfastError | OSError, tell: Callable[[str], None]) -> None:
     run.trouble.append(error.message if isinstance(error, HoldfastError) else str(error))
-    tell(f"{run.trouble[-1]}; the logs end with:")
-    for host in HOSTS:
-        for line in lab.log_tail(host):
-            tell(f"  {host}| {line}")
+    tell_logs(lab, run.trouble[-1], tell)
 
 
 def crash_in_turn(
@@ -196,19 +184,9 @@ def conclude(run: DiskRun, chosen: Chosen, out: Path, tell: Callable[[str], None
 
 def demonstrate(chosen: Chosen, out: Path, tell: Callable[[str], None]) -> list[str]:
     """The whole demo, lab included; the lab is gone afterwards, whatever happens."""
-    out.mkdir(parents=True, exist_ok=True)
-    for name in LEFTOVERS:
-        (out / name).unlink(missing_ok=True)  # nothing of an older run may pass for this one's
-    lab = Lab.up(chosen.options, timeout=FRESH_S, progress=tell)
-    try:
-        run = hold(lab, chosen, out, tell)
-        return conclude(run, chosen, out, tell)
-    finally:
-        heed(signal.SIG_IGN)  # a late Ctrl-C must not leave half a lab behind
-        with contextlib.suppress(OSError):
-            keep_logs(lab, out)
-        lab.down()
-        tell("the lab is gone")
+    prepare(out, LEFTOVERS)
+    with taken_down(Lab.up(chosen.options, timeout=FRESH_S, progress=tell), out, tell) as lab:
+        return conclude(hold(lab, chosen, out, tell), chosen, out, tell)
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -224,21 +202,10 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = arguments(argv)
-    heed(interrupt)
     options = Options(name=args.name, guest="disk", memory=DISK_GUEST_MEMORY, qemu=args.qemu)
     seed = secrets.randbelow(1 << 31) if args.seed is None else args.seed
-    try:
-        broken = demonstrate(Chosen(options, args.crashes, args.clients, seed), args.out, Teller())
-    except KeyboardInterrupt:
-        print("demo-disk: interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except FAILURES as error:
-        print(f"demo-disk: {error}", file=sys.stderr)
-        return int(error.exit_code) if isinstance(error, HoldfastError) else 1
-    for line in broken:
-        print(f"BROKEN       {line}")
-    print("\nevery promise kept" if not broken else f"\n{len(broken)} promises broken")
-    return 1 if broken else 0
+    chosen = Chosen(options, args.crashes, args.clients, seed)
+    return program.run("demo-disk", lambda: program.outcome(demonstrate(chosen, args.out, Teller())))
 
 
 if __name__ == "__main__":
