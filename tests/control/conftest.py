@@ -16,6 +16,7 @@ import pytest
 from appliance.control.server import ControlServer
 from appliance.errors import Unavailable, Unsafe
 from appliance.registry import Access
+from tests.leftovers import last_turns
 
 
 class Running:
@@ -39,19 +40,10 @@ class Running:
 
     def stop(self) -> None:
         self.run(self.server.close())
-        self.run(self._last_turns())
+        self.run(last_turns())
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(10)
         self.loop.close()
-
-    async def _last_turns(self) -> None:
-        """A client accepted in the last moment has its transport closed in the loop's next turns."""
-        rest = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in rest:
-            task.cancel()
-        await asyncio.gather(*rest, return_exceptions=True)
-        for _ in range(5):
-            await asyncio.sleep(0)
 
     async def _echo(self, args: dict[str, Any]) -> dict[str, Any]:
         self.echoes += 1

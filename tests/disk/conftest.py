@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 from hypothesis import settings
+
+from tests.leftovers import memory_file_system, no_process_left
 
 settings.register_profile("no deadline", deadline=None)  # the machine may be busy: no time is asserted
 settings.load_profile("no deadline")
@@ -18,18 +18,12 @@ settings.load_profile("no deadline")
 @pytest.fixture(autouse=True)
 def nothing_left() -> Iterator[None]:
     """No process outlives a test."""
-    yield
-    children = psutil.Process().children(recursive=True)
-    assert not children, f"left behind: {children}"
+    with no_process_left():
+        yield
 
 
 @pytest.fixture
 def small_tmpfs(tmp_path: Path) -> Iterator[Path]:
     """A file system of 2 MiB."""
-    place = tmp_path / "small"
-    place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "holdfast-test", place], check=True, timeout=10)
-    try:
+    with memory_file_system(tmp_path / "small", "2m") as place:
         yield place
-    finally:
-        subprocess.run(["umount", place], check=True, timeout=10)

@@ -13,6 +13,7 @@ from typing import Any
 from appliance.control.server import ControlServer
 from appliance.errors import Unavailable
 from appliance.registry import access
+from tests.leftovers import last_turns
 
 
 def vm(role: str = "primary", phase: str = "protected", peer: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -49,21 +50,13 @@ class Pretender:
 
     def close(self) -> None:
         self.stop()
-        self._do(self._last_turns())
+        self._do(last_turns())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
         self._loop.close()
 
     def _do(self, work: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
-
-    async def _last_turns(self) -> None:
-        rest = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in rest:
-            task.cancel()
-        await asyncio.gather(*rest, return_exceptions=True)
-        for _ in range(5):
-            await asyncio.sleep(0)
 
     def _verb(self, name: str) -> Any:
         async def answer(args: dict[str, Any]) -> dict[str, Any]:

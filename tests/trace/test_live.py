@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -181,16 +182,20 @@ def test_what_this_host_sends_itself_is_told_apart(serve: Play, tmp_path: Path) 
     assert set(points[1:-2]) == {"announced"} and points[-2] == "replayed"
 
 
+def sender(stage: Stage) -> socket.socket:
+    """Sends frames from the client's device."""
+    with stage.inside("client"):
+        client = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+    stage.sockets.append(client)
+    client.bind(("c0", 0))
+    return client
+
+
 def test_inbound(serve: Play, stage: Stage, tmp_path: Path) -> None:
     out = tmp_path / "out.pcapng"
 
     async def scene(service: Service) -> None:
-        import socket
-
-        with stage.inside("client"):
-            client = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-        stage.sockets.append(client)
-        client.bind(("c0", 0))
+        client = sender(stage)
         asked = frame(b"?", dst="ff:ff:ff:ff:ff:ff", src=CLIENT_MAC)
         async with service.command("trace", "-w", str(out), "--count", "3", f"ether proto {PLAIN}"):
             client.send(asked)
@@ -211,12 +216,7 @@ def test_a_filter_on_a_tag_that_is_beside_the_frame(serve: Play, stage: Stage, t
     out = tmp_path / "out.pcapng"
 
     async def scene(service: Service) -> None:
-        import socket
-
-        with stage.inside("client"):
-            client = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-        stage.sockets.append(client)
-        client.bind(("c0", 0))
+        client = sender(stage)
         asked = frame(b"?", dst="ff:ff:ff:ff:ff:ff", src=CLIENT_MAC)
         service.open()
         words = f"vlan 7 and ether proto {PLAIN} and ether[18] = 0x3f"

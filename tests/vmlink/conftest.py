@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import gc
 import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
+
+from tests.leftovers import memory_file_system, no_process_left
 
 
 def _open() -> set[str]:
@@ -28,11 +28,10 @@ def _open() -> set[str]:
 def nothing_left() -> Iterator[None]:
     """No process, device, descriptor or guest memory outlives a test."""
     gc.collect()
-    before, others = _open(), set(psutil.Process().children(recursive=True))
-    yield
-    gc.collect()
-    children = [child for child in psutil.Process().children(recursive=True) if child not in others]
-    assert not children, f"left behind: {children}"
+    before = _open()
+    with no_process_left():
+        yield
+        gc.collect()
     assert not _open() - before, f"left open: {_open() - before}"
     taps = [name for name in os.listdir("/sys/class/net") if name.startswith(f"hfv{os.getpid() % 1000000}x")]
     assert not taps, f"left behind: {taps}"
@@ -41,10 +40,5 @@ def nothing_left() -> Iterator[None]:
 @pytest.fixture
 def small_tmpfs(tmp_path: Path) -> Iterator[Path]:
     """A memory file system of 8 MiB."""
-    place = tmp_path / "small"
-    place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "holdfast-test", place], check=True, timeout=10)
-    try:
+    with memory_file_system(tmp_path / "small", "8m") as place:
         yield place
-    finally:
-        subprocess.run(["umount", place], check=True, timeout=10)
