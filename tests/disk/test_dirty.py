@@ -94,7 +94,7 @@ def test_memory_does_not_grow_with_the_disk() -> None:
 
 def test_everything() -> None:
     dirty = DirtyBlocks(SIZE)
-    dirty.mark_everything()
+    dirty.mark(0, SIZE)
     numbers = dirty.take()
     assert [values.tolist() for values in dirty.ranges(numbers)] == [[0], [SIZE]]
     dirty.add(numbers[3:5])

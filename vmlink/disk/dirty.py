@@ -60,10 +60,6 @@ class DirtyBlocks:
             within = first[count > beyond] + beyond
             self._marks[within[within < len(self._marks)]] = True
 
-    def mark_everything(self) -> None:
-        """Nothing is known: every block counts as written."""
-        self._marks[:] = True
-
     def add(self, numbers: Numbers) -> None:
         """Mark these blocks, as `take` gave them."""
         self._marks[numbers] = True
