@@ -12,7 +12,9 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from weakref import ref
 
+import numpy as np
 import pytest
 
 from tests.disk.exporter import MIB, exporter, make_image, nodes
@@ -54,6 +56,20 @@ def content(image: Path, form: str) -> bytes:
     plain = image.with_suffix(".plain")
     subprocess.run(["qemu-img", "convert", "-f", form, "-O", "raw", image, plain], check=True, timeout=20)
     return plain.read_bytes()
+
+
+def test_nothing_of_what_was_moved_is_kept(tmp_path: Path) -> None:
+    """Else a host's memory is full after as many bytes as it has."""
+    def work(store: Store) -> None:
+        written, read = np.ones(2 * MIB, np.uint8), np.empty(2 * MIB, np.uint8)
+        store.write([Write(Kind.WRITE, 0, written.nbytes, written.data)])
+        store.read_into([(0, read.data)])
+        assert (written == read).all()
+        kept = [ref(written), ref(read)]
+        del written, read
+        assert not [each for each in kept if each() is not None]
+
+    with_store(tmp_path, make_image(tmp_path / "image", SIZE), "raw", work)
 
 
 @pytest.mark.parametrize("form", FORMATS)

@@ -128,9 +128,7 @@ class Store:
 
     def read_into(self, parts: Sequence[tuple[int, memoryview]]) -> None:
         """Fill each buffer from its offset on. Raises VmError."""
-        import nbd  # the wrapper of a buffer
-
-        self._run("read", (partial(self._nbd.aio_pread, nbd.Buffer.from_buffer(view[at:at + REQUEST]), offset + at)
+        self._run("read", (partial(self._nbd.aio_pread, view[at:at + REQUEST], offset + at)
                            for offset, view in parts for at in range(0, len(view), REQUEST)))
 
     def write(self, writes: Iterable[Write]) -> None:
@@ -150,12 +148,10 @@ class Store:
             yield Write(write.kind, offset, length)
 
     def _requests(self, write: Write) -> Iterable[Callable[[], int]]:
-        import nbd
-
         if write.kind is Kind.WRITE:
             data = memoryview(write.data)
             for at in range(0, len(data), REQUEST):
-                yield partial(self._nbd.aio_pwrite, nbd.Buffer.from_buffer(data[at:at + REQUEST]), write.offset + at)
+                yield partial(self._nbd.aio_pwrite, data[at:at + REQUEST], write.offset + at)
             return
         for at in range(0, write.length, ZERO_REQUEST):
             # Not a discard, which may leave anything behind: zeros, as a hole where the format has holes.
@@ -199,6 +195,8 @@ class Store:
         return pairs
 
     # --- how they are run ---
+    # Buffers go to libnbd as they are: it keeps them until their request is done. What is wrapped in a nbd.Buffer it
+    # never gives back (1.14: all that was ever read or written stayed in memory).
 
     def _run(self, done: str, requests: Iterable[Callable[[], int]]) -> None:
         """Issue all requests, DEPTH at a time, and wait for the last. `done`: what could not be done, for errors."""
