@@ -42,7 +42,7 @@ from appliance.protection import Protection
 from appliance.trace.tracing import Tracing
 from appliance.verbs import Verbs
 from appliance.watched import is_defect, watched
-from vmlink import priority
+from vmlink import heap, priority
 from vmlink.wire import Message, Type, WireError, vm_id
 
 if TYPE_CHECKING:
@@ -276,6 +276,7 @@ class Service:
 
 def main(config: cfg.Config, ready_fd: int | None = None, form: Form = Form.AUTO) -> int:
     """Run the service in the foreground; logs go to standard error. Returns an exit code."""
+    heap.keep()
     logs = start_logs(config.host.log, form)
     try:
         priority.lead_alone()

@@ -17,7 +17,7 @@ from collections.abc import Awaitable
 from pathlib import Path
 from typing import TypeVar
 
-from vmlink import accel, priority, spec
+from vmlink import accel, heap, priority, spec
 from vmlink.console import Console
 from vmlink.disk.drive import Drives
 from vmlink.errors import VmError
@@ -92,7 +92,7 @@ class Qemu:
                 server = "" if drives is None else drives.server.address
                 command = [program, *spec.arguments(vm, chosen.name, fds, incoming=incoming, disk_server=server)]
                 child = Child.spawn(command, pass_fds=(*vars(fds).values(), state_fd, shim_end.fileno()),
-                                    environment=_shim_environment(shim_end.fileno()))
+                                    environment=heap.environment() | _shim_environment(shim_end.fileno()))
             if drives is not None:
                 drives.server.admit(child.pid)
             undo.push_async_callback(child.kill)
