@@ -12,9 +12,10 @@ import msgspec
 
 from appliance.config import Timing
 from appliance.errors import Unavailable, UsageError
-from appliance.lab import disks, third, topology
+from appliance.lab import disks, third, topology, volume
 from appliance.lab.disks import Disk
 from appliance.lab.processes import Process, package_root
+from appliance.lab.volume import Volume
 from appliance.units import format_duration, format_size
 
 MIB = 1 << 20
@@ -51,7 +52,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     vms: 1, or 2 with a home each.
     guest: which of the images that our recipes build: memory, or disk (its disk is the first of web1).
     kernel: None for that image's. disks: what else web1 has, a copy on each host. disk_faults: they can fail and
-    become full. append: added to the kernel command line that gives the guest its addresses.
+    become full. volume: a disk of web1 of which there is only one.
+    append: added to the kernel command line that gives the guest its addresses.
     epoch: None for adaptive epochs, else the length of fixed ones.
     """
 
@@ -62,6 +64,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     guest: str = "memory"
     disks: tuple[Disk, ...] = ()
     disk_faults: bool = False
+    volume: Volume | None = None
     kernel: str | None = None
     initrd: str | None = None
     append: str = ""
@@ -146,6 +149,8 @@ def check(options: Options) -> None:
         if file is not None and not os.access(file, os.R_OK):
             raise Unavailable(f"there is no readable file {file}", "correct --kernel or --initrd")
     disks.check(options.all_disks())
+    if options.volume is not None:
+        volume.check(options.volume)
     if shutil.which(options.qemu) is None:
         hint = "install qemu-system-x86, or name another with --qemu"
         raise Unavailable(f"there is no program {options.qemu}", hint)
@@ -201,6 +206,12 @@ def write_third(options: Options) -> None:
     third.prepare(options.arbiter, directory(options.name) / third.PLACE)
 
 
+def write_volume(options: Options) -> None:
+    """Make the shared volume, if there is to be one. Raises Unavailable."""
+    if options.volume is not None:
+        volume.prepare(options.name, options.volume, directory(options.name) / volume.PLACE)
+
+
 def write_host(options: Options, host: str) -> None:
     """Make the directory of `host` with its configuration, and its disks."""
     home = host_directory(options.name, host)
@@ -234,6 +245,8 @@ def configuration(options: Options, host: str) -> str:
     for guest in GUESTS[: options.vms]:
         tables |= _vm_tables(options, guest)
     tables |= disks.tables(options.name, host, VM, options.all_disks())
+    if options.volume is not None:
+        tables[f"[[vm.{VM}.disk]] # shared"] = volume.table(options.volume, directory(options.name) / volume.PLACE)
     return "\n".join(_table(header, keys) for header, keys in tables.items())
 
 

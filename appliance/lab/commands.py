@@ -37,6 +37,12 @@ def _disk(text: str) -> Any:
     return disks.parse(text)
 
 
+def _volume(text: str) -> Any:
+    from appliance.lab import volume
+
+    return volume.parse(text)
+
+
 def _name(call: Call) -> str:
     from appliance.lab.processes import MARK
 
@@ -48,7 +54,7 @@ def _up(call: Call) -> int:
     from appliance.lab.lab import Lab
 
     chosen = ("kernel", "initrd", "append", "memory", "vcpus", "epoch", "qemu", "accel", "tracker", "log", "arbiter",
-              "vms", "guest")
+              "vms", "guest", "volume")
     given = {field: value for field in chosen if (value := getattr(call.args, field)) is not None}
     if call.args.guest == "disk":
         given.setdefault("memory", DISK_GUEST_MEMORY)
@@ -141,6 +147,8 @@ _UP = (
     Argument("--disk", "gives each host a copy of that image, or an empty one, as a disk of web1; raw if not said",
              read=_disk, metavar="SIZE|PATH[:FORMAT]", many=True),
     Argument("--disk-faults", "disks that `lab fault` can let fail or be full; slower", kind=Kind.FLAG),
+    Argument("--volume", "a disk of web1 that there is only one of, which both hosts reach; iscsi if not said",
+             read=_volume, metavar="SIZE[:iscsi|nbd]|DEVICE"),
     Argument("--memory", "such as 256MiB; 128MiB if not given, for the disk guest 256MiB", read=_size,
              metavar="SIZE"),
     Argument("--vcpus", "virtual CPUs; 1 if not given", kind=Kind.COUNT),
@@ -161,6 +169,7 @@ VERBS = (
          examples=(("holdfast lab up", "a protected VM to play with"),
                    ("holdfast lab up --guest disk", "a guest with PostgreSQL on a replicated disk"),
                    ("holdfast lab up --disk 8GiB --disk 1GiB:qcow2", "with two empty disks"),
+                   ("holdfast lab up --volume 1GiB", "with a shared volume, by iSCSI"),
                    ("holdfast lab up --name two --vms 2", "another, with a VM at home on each host")),
          schema="holdfast.lab/1", run=_up, shell=False),
     Verb("lab status", "what outside tools need to know of a lab", arguments=(_NAMED,), schema="holdfast.lab/1",

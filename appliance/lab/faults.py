@@ -9,6 +9,7 @@
     link-down[:N]  link cable N dead (0 if not given)
     both-links     all link cables dead: the hosts do not see each other any more
     uplink-down    the cable to the switch dead
+    san-down       the cable to the shared volume dead; for a lab up --volume
     disk-fail      every read and write of the host's disk images is an I/O error; for a lab up --disk-faults
     disk-full      the file system with them is full; for the same
     witness-down   SIGKILL to the arbiter on the third machine, `witness`; all others are for the hosts
@@ -33,7 +34,6 @@ from appliance.lab.kinds import KINDS
 from appliance.lab.processes import Process
 from vmlink import inject as injection
 
-CABLES = (*topology.LINKS, topology.UPLINK)
 _RTM_NEWLINK, _NLM_F_REQUEST_ACK = 16, 5
 _NLMSG_ERROR, _IFF_UP = 2, 1
 _SIOCGIFFLAGS = 0x8913
@@ -50,9 +50,13 @@ class Fault:
 
 
 class Cables:
-    """The ends of a host's cables. Netlink messages are prepared, so that cutting all takes well under 1 ms."""
+    """The ends of a host's cables, of all that it has if none is named.
 
-    def __init__(self, lab: str, host: str, names: Sequence[str] = CABLES) -> None:
+    Netlink messages are prepared, so that cutting all takes well under 1 ms.
+    """
+
+    def __init__(self, lab: str, host: str, names: Sequence[str] = ()) -> None:
+        names = names or topology.cables(lab)
         with topology.inside(topology.netns(lab, host)):
             self._netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
             self._netlink.bind((0, 0))
@@ -126,6 +130,10 @@ def inject(lab: str, host: str, kind: str, service: Process | None) -> Fault:
         return _cut(lab, host, kind, topology.LINKS)
     if kind == "uplink-down":
         return _cut(lab, host, kind, (topology.UPLINK,))
+    if kind == "san-down":
+        if not topology.exists(lab, topology.SAN):
+            raise Unavailable("san-down: the hosts share no volume over a cable", "holdfast lab up --volume")
+        return _cut(lab, host, kind, (topology.SAN_CABLE,))
     if kind in ("disk-fail", "disk-full"):
         return _disk(lab, host, kind)
     if kind == "crash":

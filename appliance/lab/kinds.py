@@ -2,4 +2,4 @@
 """The kinds of faults that a lab can have; `appliance.lab.faults` says what each does."""
 
 KINDS = ("crash", "qemu-kill", "service-kill", "service-pause", "link-down", "both-links", "uplink-down",
-         "disk-fail", "disk-full", "witness-down")
+         "san-down", "disk-fail", "disk-full", "witness-down")

@@ -17,7 +17,7 @@ from typing import Any
 
 from appliance import control
 from appliance.errors import HoldfastError, NoPermission, TimedOut, Unavailable, UsageError
-from appliance.lab import blueprint, disks, fallible, faults, processes, third, topology
+from appliance.lab import blueprint, disks, fallible, faults, processes, third, topology, volume
 from appliance.lab.blueprint import VM, Options, State
 from appliance.lab.faults import Cables, Fault
 from appliance.lab.processes import Process
@@ -82,9 +82,11 @@ class Lab:
             raise Unavailable(f"{lab.directory}: {exc.strerror}", "run this as root") from None
         try:
             blueprint.write_state(lab._state)
-            topology.create(options.name)
+            shared = options.volume is not None and options.volume.by != "device"
+            topology.create(options.name, san=shared)
             processes.write_wrapper(lab.directory / "bin")
             blueprint.write_third(options)
+            blueprint.write_volume(options)
             for host in HOSTS:
                 blueprint.write_host(options, host)
         except BaseException:
@@ -112,6 +114,8 @@ class Lab:
         try:
             if lab.start_third():
                 progress(f"{third.PLACE}: {options.arbiter} started")
+            if lab.start_volume():
+                progress(f"{volume.PLACE}: a volume is served")
             for host in HOSTS:
                 pid = lab.start(host, (extra_environment or {}).get(host, {})).pid
                 progress(f"{host}: service started, pid {pid}")
@@ -153,6 +157,16 @@ class Lab:
         """Start the arbiter, which must not be running; None where there is to be none."""
         argv = third.command(self.options.arbiter, self.directory / third.PLACE)
         return self._start(third.PLACE, argv, {}) if argv else None
+
+    def start_volume(self) -> Process | None:
+        """Serve the shared volume, which must not be served; None where there is none. Raises Unavailable."""
+        shared, home = self.options.volume, self.directory / volume.PLACE
+        argv = volume.command(self.name, shared) if shared is not None else []
+        if shared is None or not argv:
+            return None
+        started = self._start(volume.PLACE, argv, volume.environment(home))
+        volume.configure(self.name, shared, home)
+        return started
 
     def _start(self, place: str, argv: Sequence[str], more: Mapping[str, str]) -> Process:
         log = blueprint.log_path(self.name, place)
@@ -221,8 +235,8 @@ class Lab:
 
     def netns(self, place: str) -> str:
         """Name of the network namespace of alpha, beta, switch or client. Raises UsageError."""
-        if place not in topology.PLACES:
-            raise UsageError(f"there is no {place!r} in a lab", f"choose from {', '.join(topology.PLACES)}")
+        if place not in topology.PLACES and not (place == topology.SAN and topology.exists(self.name, place)):
+            raise UsageError(f"there is no {place!r} in this lab", f"choose from {', '.join(topology.PLACES)}")
         return topology.netns(self.name, place)
 
     def command(self, place: str, argv: Sequence[str]) -> list[str]:
@@ -246,6 +260,7 @@ class Lab:
             "switch": {"netns": self.netns("switch")},
             "witness": self._third_summary(),
             "hosts": {host: self._host_summary(host) for host in HOSTS},
+            **({"volume": volume.summary(self.name, shared)} if (shared := self.options.volume) is not None else {}),
         }
 
     def _third_summary(self) -> dict[str, Any]:
@@ -359,7 +374,7 @@ def down(name: str) -> list[str]:
     Only processes that carry the lab's mark, or are its recorded services, are killed.
     """
     home = blueprint.directory(name)
-    targets = set(processes.ours(name, *topology.PLACES))
+    targets = set(processes.ours(name, *topology.PLACES, topology.SAN))
     with contextlib.suppress(Unavailable):
         recorded = blueprint.read_state(name).services.values()
         targets |= {service for service in recorded if service.alive}

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The network of a lab: five namespaces, a switch, a client, a third machine and the cables between them.
+"""The network of a lab: five namespaces, a switch, a client, a third machine and the cables between them. A sixth, with
+cables of its own, when the hosts share a volume.
 
         client [eth0] ------ [client] switch bridge [alpha] ------ [up0] br0   namespace of host alpha
                                                     [beta]  ------ [up0] br0   namespace of host beta
                                                     [witness] ---- [eth0]      the third machine
         alpha [link0] ------ [link0] beta           alpha [link1] ------ [link1] beta
+        alpha [san0] ------- [alpha] san bridge [beta] ------- [san0] beta
 
 Every device is made inside its namespace, so that nothing of a lab ever shows up outside of it and labs of
 other names cannot clash.
@@ -23,22 +25,28 @@ from appliance.errors import NoPermission, Unavailable
 HOSTS = ("alpha", "beta")
 THIRD = "witness"
 PLACES = (*HOSTS, "switch", "client", THIRD)
+SAN = "san"
+"""Where a shared volume is served, if the lab has one."""
 LINKS = ("link0", "link1")
 UPLINK = "up0"
+SAN_CABLE = "san0"
 BRIDGE = "br0"
 CLIENT_IP, CLIENT_IP6 = "10.77.0.1", "fd77::1"
 WITNESS_IP = "10.77.0.5"
 HOST_IPS = {"alpha": "10.77.0.2", "beta": "10.77.0.3"}
+SAN_IP = "10.77.7.9"
+SAN_HOST_IPS = {"alpha": "10.77.7.1", "beta": "10.77.7.2"}
 VM_IP, VM_IP6, VM_MAC = "10.77.0.10", "fd77::10", "52:54:00:77:00:10"
 VM2_IP, VM2_IP6, VM2_MAC = "10.77.0.11", "fd77::11", "52:54:00:77:00:11"
 NETNS_DIR = Path("/run/netns")
-_BRIDGE_MACS = {"alpha": "02:00:00:77:00:01", "beta": "02:00:00:77:00:02", "switch": "02:00:00:77:00:03"}
+_BRIDGE_MACS = {"alpha": "02:00:00:77:00:01", "beta": "02:00:00:77:00:02", "switch": "02:00:00:77:00:03",
+                "san": "02:00:00:77:00:04"}
 _libc = ctypes.CDLL(None, use_errno=True)
 CLONE_NEWNET = 0x40000000
 
 
 def netns(lab: str, place: str) -> str:
-    """Name of the namespace of `place`, one of PLACES."""
+    """Name of the namespace of `place`, one of PLACES, or SAN."""
     return f"hf-{lab}-{place}"
 
 
@@ -84,12 +92,20 @@ def _enter(descriptor: int) -> None:
         raise Unavailable(f"cannot enter a network namespace: {os.strerror(number)}")
 
 
-def create(lab: str) -> None:
-    """Make the whole network. Raises Unavailable with the cause; what was made then stays for `remove`."""
+def cables(lab: str) -> tuple[str, ...]:
+    """The names of a host's cables."""
+    return (*LINKS, UPLINK, *((SAN_CABLE,) if exists(lab, SAN) else ()))
+
+
+def create(lab: str, *, san: bool = False) -> None:
+    """Make the whole network; `san`: with a place for a shared volume.
+
+    Raises Unavailable with the cause; what was made then stays for `remove`.
+    """
     import pyroute2
 
     try:
-        for place in PLACES:
+        for place in (*PLACES, *((SAN,) if san else ())):
             pyroute2.netns.create(netns(lab, place))
             with inside(netns(lab, place)):
                 _settle_ipv6(silent=place == "switch")
@@ -100,6 +116,8 @@ def create(lab: str) -> None:
             _build_client(_Builder(ip))
         with inside(netns(lab, "witness")), pyroute2.IPRoute() as ip:
             _build_witness(_Builder(ip))
+        if san:
+            _build_san(lab, pyroute2.IPRoute)
     except pyroute2.NetlinkError as exc:
         hint = "the kernel needs veth and bridge; holdfast lab down removes what is left"
         raise Unavailable(f"the lab's network cannot be made: {exc}", hint) from None
@@ -198,6 +216,21 @@ def _build_witness(build: _Builder) -> None:
     build.address("eth0", WITNESS_IP, 24)
 
 
+def _build_san(lab: str, connect: Callable[[], Any]) -> None:
+    with inside(netns(lab, SAN)), connect() as ip:
+        build = _Builder(ip)
+        build.bridge(BRIDGE, _BRIDGE_MACS[SAN])
+        build.address(BRIDGE, SAN_IP, 24)
+        for host in HOSTS:
+            build.cable(host, netns(lab, host), SAN_CABLE)
+            build.plug(host, BRIDGE)
+    for host in HOSTS:
+        with inside(netns(lab, host)), connect() as ip:
+            build = _Builder(ip)
+            build.address(SAN_CABLE, SAN_HOST_IPS[host], 24)
+            build.up(SAN_CABLE)
+
+
 def remove(lab: str) -> list[str]:
     """Remove what there is of the network; returns the names of the namespaces removed.
 
@@ -207,7 +240,7 @@ def remove(lab: str) -> list[str]:
     import pyroute2
 
     removed = []
-    for place in PLACES:
+    for place in (*PLACES, SAN):
         name = netns(lab, place)
         if not (NETNS_DIR / name).exists():
             continue

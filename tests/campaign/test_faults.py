@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from appliance.errors import UsageError
-from appliance.lab import faults
-from appliance.lab.faults import CABLES
+from appliance.lab import faults, topology
 from appliance.lab.lab import Lab
 from appliance.lab.processes import Process
 from appliance.lab.topology import HOSTS, LINKS
@@ -37,7 +36,7 @@ def test_both_hosts_lose_power(lab: Lab, sleeper: Sleeper) -> None:
     faults.power_loss(lab.name)
     until(lambda: not any(victim.alive for victim in victims))
     assert all(process.alive for process in spared)
-    assert cut(lab) == dict.fromkeys(HOSTS, list(CABLES))
+    assert cut(lab) == dict.fromkeys(HOSTS, list(topology.cables(lab.name)))
 
 
 def test_a_service_is_armed_by_a_file_that_appears_whole(lab: Lab) -> None:

@@ -11,8 +11,8 @@ from collections.abc import Callable
 import pytest
 
 from appliance.errors import Unavailable, UsageError
-from appliance.lab import processes
-from appliance.lab.faults import CABLES, Cables
+from appliance.lab import processes, topology
+from appliance.lab.faults import Cables
 from appliance.lab.lab import Lab
 from appliance.lab.processes import Process
 from tests.lab.conftest import alive_with, inside, until
@@ -29,7 +29,7 @@ def test_a_cut_cable_is_dead_at_both_ends_until_it_is_restored(lab: Lab) -> None
     with Cables(lab.name, "alpha") as cables:
         assert cables.down() == []
         cables.cut()
-        assert cables.down() == list(CABLES)
+        assert cables.down() == list(topology.cables(lab.name))
         until(lambda: carrier(lab, "beta", "link0") != "up")
         until(lambda: carrier(lab, "switch", "alpha") != "up")
         assert carrier(lab, "switch", "beta") == "up"
@@ -57,7 +57,7 @@ def test_a_crash_kills_all_of_one_host_and_nothing_else(lab: Lab, sleeper: Sleep
     lab.fault("crash", "alpha")
     until(lambda: not any(victim.alive for victim in victims))
     assert all(process.alive for process in spared)
-    assert lab.status()["hosts"]["alpha"]["cables_cut"] == list(CABLES)
+    assert lab.status()["hosts"]["alpha"]["cables_cut"] == list(topology.cables(lab.name))
 
 
 def test_no_farewell_leaves_a_crashed_host(lab: Lab, sleeper: Sleeper) -> None:
