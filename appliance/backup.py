@@ -20,10 +20,12 @@ from appliance.outbound import EPOCH_BYTES
 from appliance.peer import Peer
 from appliance.replay import ReplayLog
 from appliance.spoken import understood
+from appliance.volumes import Volumes
 from vmlink import inject
 from vmlink.qemu import Qemu
 from vmlink.ram import GuestRam
 from vmlink.replica import Replica
+from vmlink.volume.withheld import Pending
 from vmlink.wire import Ack, Buffer, Commit, Message, Type, WireError, decode_frames, decode_pieces
 
 OF_DISKS = (Type.DISK_BEGIN, Type.DISK_ASK, Type.DISK_READ)
@@ -36,10 +38,14 @@ class Backup:
     """See the module. `post` takes what the decision core must hear."""
 
     def __init__(self, name: str, vm: cfg.Vm, vm_id: int, copy: int, qemu: Qemu, ram: GuestRam,
-                 disks: BackupDisks | None, peer: Peer, journal: Journal, post: Callable[[core.Event], None]) -> None:
+                 disks: BackupDisks | None, volumes: Volumes | None, peer: Peer, journal: Journal,
+                 post: Callable[[core.Event], None]) -> None:
         self._name, self._id, self._copy, self._qemu, self._ram, self.disks = name, vm_id, copy, qemu, ram, disks
-        self._peer, self._journal, self._post = peer, journal, post
-        self.replica = Replica(ram.pages, vm.limits.in_flight + vm.limits.disk + ram.size, disks.sizes if disks else ())
+        self._peer, self._journal, self._post, self.volumes = peer, journal, post, volumes
+        own, shared = disks.sizes if disks else [], volumes.sizes if volumes else []
+        self.replica = Replica(ram.pages, vm.limits.in_flight + vm.limits.disk + ram.size, [*own, *shared])
+        self._own = len(own)
+        self._pending = Pending(2 * vm.limits.disk)
         self.replay = ReplayLog(vm.limits.replay_log)
         self._sent: dict[int, list[bytes]] = {}
         """By epoch: small frames that the VM sent, of epochs not known to be released."""
@@ -81,16 +87,18 @@ class Backup:
 
     async def _begin(self, term: int, payload: bytes | bytearray | memoryview) -> None:
         offer = understood(payload, SyncOffer, "an offer")
-        own = await offer_of(self._qemu, self._ram)
+        own = await offer_of(self._qemu, self._ram, self.volumes)
         if offer != own:
             differ = ", ".join(f"{field} {getattr(offer, field)} there, {getattr(own, field)} here"
                                for field in offer.__struct_fields__ if getattr(offer, field) != getattr(own, field))
             self._post(core.ReplicaUnfit(f"the VM differs between the hosts ({differ}): both need the same QEMU, "
-                                         "kernel, initrd and [vm] settings, and disks of the same size"))
+                                         "kernel, initrd and [vm] settings, disks of the same size, and the very same "
+                                         "volumes"))
             return
         self._post(core.ReplicaReady())  # before the old replica goes: nobody may take over from half of one
         self.replica.begin(term)
         self.replay.clear()
+        self._pending.clear()
         self._sent.clear()
         if self.disks is not None:
             self.disks.offer(term)
@@ -109,6 +117,11 @@ class Backup:
         if epoch == 1:
             self._journal.event("sync-done", term=self.replica.term)
             self._post(core.ReplicaWhole())
+        if self.volumes is not None:
+            shared = [(number - self._own, write) for number, write in writes if number >= self._own]
+            if not self._pending.add(epoch, shared, commit.stored):
+                raise WireError(f"the volumes lack more than the {self._pending.limit} bytes that may wait for them")
+            writes = [(number, write) for number, write in writes if number < self._own]
         if self.disks is not None:
             self.disks.commit(self.replica.term, epoch, writes)
         else:
@@ -128,12 +141,14 @@ class Backup:
         epoch = self.replica.epoch + 1
         return epoch, self._sent.get(epoch, [])
 
-    async def take_over(self, finish_disks: Callable[[], Awaitable[None]]) -> None:
-        """Finish the last whole epoch, load it and run. `finish_disks` gives their images free for the VM.
+    async def take_over(self, term: int, finish_disks: Callable[[], Awaitable[None]]) -> None:
+        """Finish the last whole epoch, load it and run under `term`. `finish_disks` gives their images free for the VM.
 
         Raises VmError when QEMU does not come up.
         """
         self.replica.abandon()
+        if self.volumes is not None:
+            self.volumes.take_over(term, self._pending.take())
         await asyncio.gather(self.replica.apply(), finish_disks())
         await self._qemu.monitor.load_devices(self.replica.device_state())
         inject.point("takeover.loaded")

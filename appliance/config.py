@@ -28,6 +28,8 @@ from appliance.metrics.settings import Metrics
 from appliance.settings import Address, Bytes, FilePath, Mac, Seconds, Section, marks, plain, says
 from appliance.toml_tree import Key, Tree
 from appliance.units import format_size
+from appliance.volume_settings import Volume
+from appliance.volume_settings import faults as volume_faults
 
 DEFAULT_DIRECTORY = Path("/etc/holdfast")
 PAGE = 4096
@@ -105,7 +107,8 @@ class Limits(Section, frozen=True, kw_only=True):
 
 
 class Vm(Section, frozen=True, kw_only=True):
-    """[vm.NAME]: a protected VM; both hosts hold the same text. [[vm.NAME.disk]]: its disks."""
+    """[vm.NAME]: a protected VM; both hosts hold the same text. [[vm.NAME.disk]]: its disks; [[vm.NAME.volume]]: its
+    shared volumes."""
 
     home: Annotated[str, says("the host that starts it when neither remembers more")]
     memory: Annotated[Bytes, says("its RAM, in whole MiB")]
@@ -125,6 +128,7 @@ class Vm(Section, frozen=True, kw_only=True):
     epoch: Epoch = Epoch()
     limits: Limits = Limits()
     disk: tuple[Disk, ...] = ()
+    volume: tuple[Volume, ...] = ()
 
 
 class Config(Section, frozen=True, kw_only=True):
@@ -212,10 +216,11 @@ def _prepare(tree: Tree, at: Key, raw: object, kind: type[Section]) -> dict[str,
 def _value(tree: Tree, key: Key, value: Any, kind: Any) -> Any:
     if isinstance(kind, type) and issubclass(kind, Section):
         return _prepare(tree, key, value, kind)
-    if typing.get_origin(kind) is tuple and typing.get_args(kind)[0] is Disk:
+    item_kind = typing.get_args(kind)[0] if typing.get_origin(kind) is tuple else None
+    if isinstance(item_kind, type) and issubclass(item_kind, Section):
         if not isinstance(value, list):
             raise tree.error(key, "must be a list of tables", f"write each as a [[{toml_tree.show(key)}]] table")
-        return [_prepare(tree, (*key, number), item, Disk) for number, item in enumerate(value)]
+        return [_prepare(tree, (*key, number), item, item_kind) for number, item in enumerate(value)]
     parser, kind = _parser(kind), plain(kind)
     if typing.get_origin(kind) is Literal and value not in typing.get_args(kind):
         raise tree.error(key, f"{value!r} is unknown", f"choose from {', '.join(typing.get_args(kind))}")
@@ -288,6 +293,8 @@ def _faults(config: Config) -> Iterator[Fault]:
         for key, reason, hint in _vm_faults(config, name, vm):
             yield ("vm", name, *key), reason, hint
     for key, reason, hint in disk_faults({name: vm.disk for name, vm in config.vm.items()}):
+        yield ("vm", *key), reason, hint
+    for key, reason, hint in volume_faults({name: (vm.volume, vm.disk) for name, vm in config.vm.items()}):
         yield ("vm", *key), reason, hint
 
 

@@ -12,6 +12,7 @@ import msgspec
 from appliance.disk_rounds import WINDOW, DiskRounds
 from appliance.journal import Journal
 from appliance.peer import Peer
+from appliance.volumes import Volumes
 from vmlink import inject
 from vmlink.checkpoint import Checkpointer, Round, round_messages
 from vmlink.qemu import Qemu
@@ -20,33 +21,36 @@ from vmlink.wire import Message, Type
 
 
 class SyncOffer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the first copy will need on the other side. `disks`: the size of each, in bytes, by name."""
+    """What the first copy will need on the other side. `disks`: the size of each, in bytes, by name. `volumes`: what
+    each shared volume is, by name."""
 
     memory_bytes: int
     qemu: str
     machine: str  # vmlink.spec.fingerprint: machine, command line, content of kernel and initrd
     disks: dict[str, int] = {}
+    volumes: dict[str, str] = {}
 
 
-async def offer_of(qemu: Qemu, ram: GuestRam) -> SyncOffer:
+async def offer_of(qemu: Qemu, ram: GuestRam, volumes: Volumes | None) -> SyncOffer:
     """What `qemu` is; both hosts must come to the same."""
     machine = await asyncio.get_running_loop().run_in_executor(None, qemu.fingerprint)
     disks = {drive.spec.name: drive.size for drive in qemu.drives or ()}
-    return SyncOffer(ram.size, qemu.version, machine, disks)
+    seen = volumes.seen() if volumes is not None else {}
+    return SyncOffer(ram.size, qemu.version, machine, disks, seen)
 
 
 class FirstCopy:
     """One first copy. `progress` is for the status."""
 
     def __init__(self, qemu: Qemu, ram: GuestRam, peer: Peer, vm: int, checkpointer: Checkpointer,
-                 disks: DiskRounds | None, journal: Journal) -> None:
+                 disks: DiskRounds | None, volumes: Volumes | None, journal: Journal) -> None:
         self._qemu, self._ram, self._peer, self._vm, self._checkpointer = qemu, ram, peer, vm, checkpointer
-        self.disks, self._journal = disks, journal
+        self.disks, self._volumes, self._journal = disks, volumes, journal
         self._memory: dict[str, Any] | None = None
 
     async def run(self, term: int, copy: int, stopping: asyncio.Event) -> None:
         """Copy to the replica of number `copy`; returns early when `stopping` is set or the peer is gone."""
-        offer = await offer_of(self._qemu, self._ram)
+        offer = await offer_of(self._qemu, self._ram, self._volumes)
         self._peer.send(Message(Type.SYNC, self._vm, term, copy, (msgspec.json.encode(offer),)))
         if self.disks is None:
             await self._copy_memory(term, stopping)

@@ -20,7 +20,7 @@ log = logging.getLogger("holdfast.vm")
 
 EVENTS = 50
 WORRYING = frozenset({"asking", "failed", "fenced", "peer-down", "qemu-died", "refused", "replication-failed",
-                      "takeover-begin"})
+                      "takeover-begin", "volume-failed"})
 """Events and phases that are a warning in the log."""
 EPOCHS = 4096
 SUMMARY = 512

@@ -25,6 +25,8 @@ from appliance.journal import Journal
 from appliance.peer import Peer
 from appliance.primary import Primary
 from appliance.primary_disks import PrimaryDisks
+from appliance.redo import Redo
+from appliance.volumes import Volumes
 from appliance.watched import watched
 from ebpf.errors import BpfError
 from vmlink import inject
@@ -56,9 +58,11 @@ class Machine:
         self.qemu: Qemu | None = None
         self._ram: GuestRam | None = None
         self.drives: Drives | None = None
+        self.volumes: Volumes | None = None
         self._spec = VmSpec(name=name, memory_bytes=vm.memory, vcpus=vm.vcpus, mac=vm.mac, kernel=vm.kernel,
                             initrd=vm.initrd, append=vm.append, qemu=vm.qemu, accel=vm.accel,
-                            disks=tuple(DiskSpec(disk.name, disk.path, disk.format, disk.size) for disk in vm.disk))
+                            disks=tuple(DiskSpec(disk.name, disk.path, disk.format, disk.size) for disk in vm.disk),
+                            volumes=tuple(volume.spec() for volume in vm.volume))
         self.disks = Disks(self._spec, config.host) if vm.disk else None
         self.primary: Primary | None = None
         self.backup: Backup | None = None
@@ -137,6 +141,10 @@ class Machine:
 
     def speak(self, term: int) -> None:
         """Open the gate and release all output as it comes. Only when the core says that this host may."""
+        if self.primary is not None:
+            self.primary.write_through(lambda: self._speak(term))
+
+    def _speak(self, term: int) -> None:
         if self.primary is None or self.front is None:
             return
         announced = self.front.guard.stats().term == term
@@ -156,6 +164,8 @@ class Machine:
         if self.front is not None:
             self.front.shut()
             self._drop(reason)
+        if self.volumes is not None:
+            self.volumes.lease(0.0)
         if self._announcer is not None:
             self._announcer.cancel()
         if self.qemu is not None:
@@ -213,9 +223,25 @@ class Machine:
         self._ram = await loop.run_in_executor(None, GuestRam.create, host.ram_dir, vm.memory)
         tap = await self.front.attach_vm()
         self.qemu = await Qemu.start(spec, self._ram, tap_fd=tap, incoming=incoming, run_dir=host.run_dir,
-                                     drives=self.drives)
+                                     drives=self.drives, volumes=self.volumes)
         self._spawn(self._watch(self.qemu, life))
         return self.qemu, self._ram
+
+    async def _reach_volumes(self) -> Volumes | None:
+        spec, host, life = self._spec, self._config.host, self._life
+        if spec.volumes:
+            self.volumes = await Volumes.open(spec.binary(), spec.volumes, host.run_dir / f"{spec.name}.volumes.sock",
+                                              Redo(host.state_dir / f"{spec.name}.redo"), self._vm.limits.disk,
+                                              lambda error: self._volume_failed(error, life))
+        return self.volumes
+
+    def _volume_failed(self, error: VmError, life: int) -> None:
+        """Where another host has all of the VM, it may do better; else this one waits until the volume answers."""
+        if life != self._life:
+            return
+        self._journal.event("volume-failed", cause=_told(error))
+        if self.backup is not None or self.primary is not None and self.primary.followed:
+            self._post(core.VmLost(_told(error)))
 
     async def _watch(self, qemu: Qemu, life: int) -> None:
         cause = await qemu.died()
@@ -226,6 +252,8 @@ class Machine:
     async def _start_vm(self, term: int) -> None:
         life = self._life
         past = await self.disks.start(term) if self.disks is not None else Past(None)
+        if (volumes := await self._reach_volumes()) is not None:
+            await volumes.start(term)
         if life != self._life:
             return
         qemu, ram = await self._launch(incoming=False)
@@ -235,13 +263,15 @@ class Machine:
 
     async def _start_replica(self, copy: int) -> None:
         life = self._life
+        if (volumes := await self._reach_volumes()) is not None:
+            await volumes.follow()
         qemu, ram = await self._launch(incoming=True)
         disks = None
         if self.disks is not None and self.drives is not None:
             applier = await self.disks.receive(qemu, self._vm.limits.disk, lambda error: self._lost(error, life))
             disks = BackupDisks(applier, self.drives.sizes(), self._id, self._peer)
-        self.backup = Backup(self.name, self._vm, self._id, copy, qemu, ram, disks, self._peer, self._journal,
-                             self._post)
+        self.backup = Backup(self.name, self._vm, self._id, copy, qemu, ram, disks, self.volumes, self._peer,
+                             self._journal, self._post)
         if life == self._life:  # else it is ended in its turn
             self._post(core.ReplicaReady())
 
@@ -265,7 +295,7 @@ class Machine:
             if self.disks is not None and backup.disks is not None:
                 past = await self.disks.take_over(backup.disks.applier, term)
 
-        await backup.take_over(finish_disks)
+        await backup.take_over(term, finish_disks)
         if life != self._life:
             return
         self._journal.event("takeover-done", term=term)
@@ -298,7 +328,7 @@ class Machine:
         if self.disks is not None and self.drives is not None:
             disks = PrimaryDisks(self.disks, self.drives, past, qemu, self._peer, self._journal, self._id,
                                  self._vm.limits.copy_rate)
-        self.primary = Primary(self.name, self._vm, self._id, self.front, qemu, ram, disks, self._peer,
+        self.primary = Primary(self.name, self._vm, self._id, self.front, qemu, ram, disks, self.volumes, self._peer,
                                self._journal, self._config.timing.lease_max, self._post)
 
     async def _announce(self) -> None:
@@ -322,6 +352,9 @@ class Machine:
             await backup.close()
         if drives is not None:
             drives.close()
+        if self.volumes is not None:
+            volumes, self.volumes = self.volumes, None
+            await volumes.close()
         if self.disks is not None:
             self.disks.forget_qemu()
             if primary is not None and primary.disks is not None:

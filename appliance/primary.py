@@ -10,21 +10,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 from appliance import config as cfg
 from appliance import core
 from appliance.errors import HoldfastError
 from appliance.first_copy import FirstCopy
+from appliance.flights import Flight, Flights
 from appliance.front import Front
 from appliance.gate import Mark
-from appliance.journal import EpochRecord, Journal
+from appliance.journal import Journal
+from appliance.lease import Lease
 from appliance.peer import Peer
 from appliance.primary_disks import PrimaryDisks, cut
 from appliance.replay import ReplayFeed
+from appliance.volumes import Volumes
 from appliance.watched import watched
 from vmlink import inject
 from vmlink.checkpoint import Checkpointer, Snapshot, epoch_messages
@@ -44,25 +46,15 @@ HANDOVER_TIMEOUT = 2.0
 """Seconds within which the last epoch of a handover must be committed and its output out; else the VM runs on."""
 
 
-@dataclass(frozen=True)
-class _Flight:
-    """An epoch that was taken and not yet acknowledged."""
-
-    epoch: int
-    mark: Mark
-    size: int
-    record: EpochRecord
-
-
 class Primary:
     """See the module. `post` takes what the decision core must hear."""
 
     def __init__(self, name: str, vm: cfg.Vm, vm_id: int, front: Front, qemu: Qemu, ram: GuestRam,
-                 disks: PrimaryDisks | None, peer: Peer, journal: Journal, lease: float,
+                 disks: PrimaryDisks | None, volumes: Volumes | None, peer: Peer, journal: Journal, lease: float,
                  post: Callable[[core.Event], None]) -> None:
         self._name, self._vm, self._id, self._post = name, vm, vm_id, post
         self._front, self._qemu, self._ram, self._peer, self._journal = front, qemu, ram, peer, journal
-        self.disks = disks
+        self.disks, self.volumes = disks, volumes
         epoch = vm.epoch
         adaptive = epoch.mode == "adaptive"
         self._pace = Pace(adaptive, epoch.min, epoch.max if adaptive else epoch.length, epoch.pause_share)
@@ -70,8 +62,8 @@ class Primary:
         self._checkpointer: Checkpointer | None = None
         self._mover: asyncio.Task[None] | None = None
         self._replication: asyncio.Task[None] | None = None
-        self._lease, self._leased_until, self._leased = lease, 0.0, asyncio.Event()
-        self._renewer: asyncio.Task[None] | None = None
+        self._lease = Lease(name, front.guard, volumes, lease)
+        self._through: asyncio.Task[None] | None = None
         self._releaser: asyncio.Task[None] | None = None
         self._leaving = asyncio.Event()
         self._left: asyncio.Future[None] | None = None
@@ -80,13 +72,9 @@ class Primary:
         self._stopping = asyncio.Event()
         self._acked = asyncio.Event()
         self._release_event = asyncio.Event()
-        self._flights: deque[_Flight] = deque()
-        self._flight_bytes = 0
+        self._flights = Flights()
         self._release_to: Mark | None = None
-        self.term = 0
-        self.epoch = 0
-        self.committed = 0
-        self._released = 0
+        self.term = self.epoch = self.committed = self._released = 0
         self._output_at = 0.0
         self.copy: FirstCopy | None = None
         self.throttled = 0
@@ -102,19 +90,27 @@ class Primary:
         if self._replication is not None:
             self._replication.cancel()
             await asyncio.wait([self._replication])
-        if self._checkpointer is not None:
-            self._checkpointer.close()
-        if self.tracker is not None:
-            self.tracker.close()
+        for part in (self._checkpointer, self.tracker):
+            if part is not None:
+                part.close()
 
     # --- alone: output goes out as it comes ---
+
+    def write_through(self, then: Callable[[], None]) -> None:
+        """Only when the core says that this host is rightfully solo: let the shared volumes have what they lack, and
+        call `then`."""
+        if self.volumes is None:
+            then()
+            return
+        self._lease.alone()
+        self._through = watched(self.volumes.write_through(then), f"{self._name} writes through")
 
     def speak(self) -> None:
         """Run and release all output as it comes. Only when the core says that this host is rightfully solo."""
         if self._mover is None:
             self._journal.trail.runs_alone(True, self._front.gate.span()[1])
             self._mover = watched(self._move(), f"{self._name} mover")
-            self._renewer = watched(self._renew(), f"{self._name} lease")
+            self._lease.alone()
         if self._handed:
             self._handed = False
             self._resumer = watched(self._resume(), f"{self._name} resumes")
@@ -123,12 +119,6 @@ class Primary:
         if self.disks is not None:
             self.disks.back()
         await self._runs_on()
-
-    async def _renew(self) -> None:
-        """Alone, this host holds its lease by itself: a service that stands still goes silent all the same."""
-        while True:
-            self._front.guard.lease(time.monotonic() + self._lease)
-            await asyncio.sleep(self._lease / 4)
 
     async def _move(self) -> None:
         gate = self._front.gate
@@ -141,11 +131,14 @@ class Primary:
             self._journal.event("output-failed", cause=str(error))
 
     def hold(self) -> None:
-        """Release nothing more."""
-        for task in (self._mover, self._renewer, self._releaser):
+        """Release nothing more, and write nothing more of what is not committed."""
+        for task in (self._mover, self._releaser, self._through):
             if task is not None:
                 task.cancel()
-        self._mover = self._renewer = self._releaser = None
+        self._mover = self._releaser = None
+        self._lease.end()
+        if self.volumes is not None:
+            self.volumes.hold()
 
     # --- protected: an epoch at a time ---
 
@@ -167,8 +160,8 @@ class Primary:
 
     async def _replicate(self, term: int, copy: int, stopping: asyncio.Event,
                          previous: asyncio.Task[None] | None) -> None:
-        if previous is not None:
-            await asyncio.wait([previous])
+        if before := [task for task in (previous, self._through) if task is not None]:
+            await asyncio.wait(before)
         if stopping.is_set():
             return
         try:
@@ -199,11 +192,12 @@ class Primary:
             self.tracker = choose(self._qemu, self._ram, self._vm.tracker)
             self._checkpointer = Checkpointer(self._qemu, self.tracker, self.tracker.source)
         self._flights.clear()
-        self._flight_bytes, self.epoch, self.committed, self._released = 0, 0, 0, 0
+        self.epoch = self.committed = self._released = 0
         self._release_to = None
         self._journal.event("sync-begin", term=term)
         disks = self.disks.rounds(term, stopping) if self.disks is not None else None
-        self.copy = FirstCopy(self._qemu, self._ram, self._peer, self._id, self._checkpointer, disks, self._journal)
+        self.copy = FirstCopy(self._qemu, self._ram, self._peer, self._id, self._checkpointer, disks,
+                              self.volumes, self._journal)
         await self.copy.run(term, copy, stopping)
 
     async def _epochs(self, term: int, stopping: asyncio.Event) -> None:
@@ -271,6 +265,8 @@ class Primary:
             marks.append((self._front.gate.mark(), self._front.inbound.consumed()))
             self._journal.trail.marked(at_ns, term, epoch, marks[0][0].seq)
             records.extend(cut(self.disks))
+            if self.volumes is not None:
+                records.extend(self.volumes.cut(epoch))
 
         snapshot = await self._checkpointer.take(at_stop, resume=resume)
         if stopping.is_set():
@@ -282,10 +278,10 @@ class Primary:
         self.replay.epoch(epoch)
         noted = self._journal.epoch(term, epoch, snapshot, mark.seq, self._output_at)
         size = snapshot.size + sum(record.data_bytes for record in records)
-        self._flights.append(_Flight(epoch, mark, size, noted))
-        self._flight_bytes += size
+        self._flights.add(Flight(epoch, mark, size, noted))
         output = encode_frames(self._front.outbound.take(mark.seq))
-        for message in epoch_messages(snapshot, self._id, term, epoch, consumed, self._released, output, records):
+        for message in epoch_messages(snapshot, self._id, term, epoch, consumed, self._released, output, records,
+                                      0 if self.volumes is None else self.volumes.withheld.stored):
             if not await self._peer.room():
                 return None
             if message.type is Type.COMMIT:
@@ -297,8 +293,10 @@ class Primary:
     def _begin_holding(self) -> None:
         """From this pause on nothing leaves before its epoch is committed, nor without a lease."""
         self.hold()
+        if self.volumes is not None:
+            self.volumes.begin()
         self._journal.trail.runs_alone(False, self._front.gate.span()[1])
-        self._front.guard.lease(self._leased_until)
+        self._lease.by_peer()
         self._front.outbound.forget()
         self.replay.start(self.term)
         self._releaser = watched(self._release_loop(), f"{self._name} releaser")
@@ -307,7 +305,7 @@ class Primary:
         gate, limits = self._front.gate, self._vm.limits
         paused = False
         while not stopping.is_set() and (len(self._flights) >= self._vm.epoch.in_flight
-                                         or self._flight_bytes >= limits.in_flight):
+                                         or self._flights.size >= limits.in_flight):
             if not paused and gate.held_bytes() > THROTTLE * limits.held:
                 await self._qemu.stop()  # slowed, not dropped
                 paused = True
@@ -320,8 +318,7 @@ class Primary:
             delay = latest - time.monotonic()
             if delay > 0:
                 waits = [gate.output(), self._leaving.wait()]
-                if self.disks is not None:
-                    waits.append(self.disks.drives.filled.wait())
+                waits += [part.filled.wait() for part in (self.disks and self.disks.drives, self.volumes) if part]
                 ends = [asyncio.ensure_future(end) for end in waits]
                 await asyncio.wait(ends, timeout=delay, return_when=asyncio.FIRST_COMPLETED)
                 for end in ends:
@@ -346,19 +343,19 @@ class Primary:
     def acknowledged(self, epoch: int, ack: Ack) -> None:
         """The backup has all of `epoch`: what the VM sent until its end may go. Raises WireError for an epoch
         that is not in flight."""
-        if not self._flights or not self._flights[0].epoch <= epoch <= self._flights[-1].epoch:
+        if epoch not in self._flights:
             if self._stopping.is_set():
                 return  # of a replication that ended
             raise WireError(f"an acknowledgement of epoch {epoch}, which is not in flight")
         now = time.monotonic()
-        while self._flights and self._flights[0].epoch <= epoch:
-            flight = self._flights.popleft()
-            self._flight_bytes -= flight.size
+        for flight in self._flights.land(epoch):
             self._journal.acked(flight.record, now)
             self._release_to = flight.mark
         self.committed = epoch
         if self.disks is not None:
             self.disks.acknowledged(epoch, ack)
+        if self.volumes is not None:
+            self.volumes.allow(epoch)
         self._acked.set()
         self._release_event.set()
         if self.copy is not None:
@@ -368,23 +365,20 @@ class Primary:
 
     def peer_heard(self, until: float) -> None:
         """The peer does not speak in this host's place before `until` (monotonic): so long the VM may."""
-        self._leased_until = max(self._leased_until, until)
-        self._leased.set()
-        if self._releaser is not None:
-            self._front.guard.lease(self._leased_until)
+        self._lease.heard(until)
 
     async def _release_loop(self) -> None:
         try:
             while True:
                 await self._release_event.wait()
                 self._release_event.clear()
-                while self._leased_until <= time.monotonic():  # else the guard would drop what is due
-                    self._leased.clear()
-                    await self._leased.wait()
                 if self._release_to is not None:
-                    epoch = self.committed
+                    epoch, mark = self.committed, self._release_to
                     inject.point("epoch.acked")
-                    self._journal.out("commit", await self._front.gate.release(self._release_to))
+                    if self.volumes is not None:  # when both hosts die, they alone know what was acknowledged
+                        await self.volumes.stored(epoch)
+                    await self._lease.granted()  # else the guard would drop what is due
+                    self._journal.out("commit", await self._front.gate.release(mark))
                     inject.point("epoch.released")
                     self._released = epoch
                     self._journal.released(epoch, time.monotonic())
@@ -396,3 +390,8 @@ class Primary:
     @property
     def in_flight(self) -> int:
         return len(self._flights)
+
+    @property
+    def followed(self) -> bool:
+        """Has the backup a whole replica that follows?"""
+        return self.committed > 0 and not self._stopping.is_set()

@@ -290,6 +290,7 @@ class Protection:
                            "dropped": backup.replay.dropped if backup else 0,
                            "unlogged": primary.replay.unlogged if primary else 0},
             "disks": machine.disk_status(),
+            "volumes": machine.volumes.status() if machine.volumes is not None else [],
             "sync": primary.copy.progress if primary and primary.copy else None,
             "events": list(self.journal.events),
         }

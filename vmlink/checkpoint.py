@@ -172,9 +172,9 @@ def round_messages(piece: Round, vm: int, term: int) -> Iterator[Message]:
 
 
 def epoch_messages(snapshot: Snapshot, vm: int, term: int, epoch: int, consumed: int, released: int = 0,
-                   output: bytes = b"", records: Sequence[Record] = ()) -> Iterator[Message]:
+                   output: bytes = b"", records: Sequence[Record] = (), stored: int = 0) -> Iterator[Message]:
     """An epoch as messages, COMMIT last. `output`: its small frames, encoded; `records`: what it wrote, by disk. For
-    `consumed` and `released` see `wire.Commit`."""
+    `consumed`, `released` and `stored` see `wire.Commit`."""
     for at in range(0, len(snapshot.numbers), CHUNK_PAGES):
         piece = slice(at, at + CHUNK_PAGES)
         yield Message(Type.PAGES, vm, term, epoch, encode_pages(snapshot.numbers[piece], snapshot.data[piece]))
@@ -189,5 +189,5 @@ def epoch_messages(snapshot: Snapshot, vm: int, term: int, epoch: int, consumed:
     if output:
         yield Message(Type.OUTBOUND, vm, term, epoch, (output,))
     commit = Commit(len(snapshot.numbers), len(snapshot.device), consumed, released, writes,
-                    sum(record.data_bytes for record in records))
+                    sum(record.data_bytes for record in records), stored)
     yield Message(Type.COMMIT, vm, term, epoch, (commit.encode(),))

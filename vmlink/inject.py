@@ -32,6 +32,11 @@ POINTS = (
     "disk.applying",  # backup: half of it is in the images
     "disk.applied",  # backup: all of it is, not flushed
     "disk.flushed",  # backup: flushed, the journal not emptied
+    "volume.writing",  # what is due is to be written to the shared volumes, nothing of it is
+    "volume.half",  # half of it is
+    "volume.written",  # all of it is, flushed, and not yet counted as stored
+    "redo.saved",  # after a takeover: what the volumes may lack is in a file, nothing of it written
+    "redo.written",  # they have all of it, the file is still there
     "takeover.persisted",  # the new term is on disk, nothing done yet
     "takeover.loaded",  # the VM runs here, still silent
 )

@@ -15,11 +15,12 @@ import socket
 import struct
 from collections.abc import Awaitable
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from vmlink import accel, heap, priority, spec
 from vmlink.console import Console
 from vmlink.disk.drive import Drives
+from vmlink.disk.server import DiskServer
 from vmlink.errors import VmError
 from vmlink.monitor import Monitor
 from vmlink.process import Child
@@ -42,15 +43,28 @@ def shim_path() -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
+class Served(Protocol):
+    """Disks that QEMU reaches through a server of ours alone."""
+
+    server: DiskServer
+
+    def __len__(self) -> int: ...
+
+    def drain(self) -> None:
+        """The VM is about to be paused: let all writes in that are under way."""
+        ...
+
+
 class Qemu:
     """A QEMU that runs one VM, or waits to take it over. Use `start`. `drives`: what it reaches its disks at.
 
     `userfaultfd` is a descriptor made inside QEMU, or None and `no_userfaultfd` says why.
     """
 
-    def __init__(self, vm: VmSpec, drives: Drives | None, child: Child, monitor: Monitor, console: Console,
-                 state_fd: int, command: list[str], chosen: accel.Accel, faults: tuple[int | None, str]) -> None:
-        self.spec, self.drives = vm, drives
+    def __init__(self, vm: VmSpec, drives: Drives | None, volumes: Served | None, child: Child, monitor: Monitor,
+                 console: Console, state_fd: int, command: list[str], chosen: accel.Accel,
+                 faults: tuple[int | None, str]) -> None:
+        self.spec, self.drives, self._volumes = vm, drives, volumes
         self.pid = child.pid
         self.monitor = monitor
         self.accel = chosen
@@ -65,16 +79,17 @@ class Qemu:
 
     @classmethod
     async def start(cls, vm: VmSpec, ram: GuestRam, *, tap_fd: int, incoming: bool, run_dir: Path,
-                    drives: Drives | None = None, timeout: float = 10.0) -> Qemu:
+                    drives: Drives | None = None, volumes: Served | None = None, timeout: float = 10.0) -> Qemu:
         """Start QEMU with `ram` as its memory, `tap_fd` as its network (the caller closes both copies), and `drives`
-        as the other half of the VM's disks, if it has any (the caller closes them when QEMU is gone).
+        as the other half of the VM's disks, `volumes` as its volumes, if it has any (the caller closes them when QEMU
+        is gone).
 
         With `incoming` it waits for a device state; write the replica to `ram` only after this has returned,
         since QEMU puts firmware and kernel there first. Otherwise the VM runs when this returns.
         Main thread only. Takes 0.1 to 0.3 s; raises VmError with QEMU's own last words.
         """
         vm.check()
-        if len(vm.disks) != (0 if drives is None else len(drives)):
+        if (len(vm.disks), len(vm.volumes)) != tuple(0 if part is None else len(part) for part in (drives, volumes)):
             raise VmError(f"VM {vm.name}: its disks are not open", "this is a defect: please report it")
         if ram.size != vm.memory_bytes:
             raise VmError(f"VM {vm.name}: {ram.size} bytes of guest memory for {vm.memory_bytes}")
@@ -89,12 +104,14 @@ class Qemu:
             undo.callback(os.close, state_fd)
             with console_end, qmp_end, shim_end:
                 fds = spec.Inherited(ram.fd, tap_fd, qmp_end.fileno(), console_end.fileno())
-                server = "" if drives is None else drives.server.address
-                command = [program, *spec.arguments(vm, chosen.name, fds, incoming=incoming, disk_server=server)]
+                servers = ["" if part is None else part.server.address for part in (drives, volumes)]
+                command = [program, *spec.arguments(vm, chosen.name, fds, incoming=incoming, disk_server=servers[0],
+                                                    volume_server=servers[1])]
                 child = Child.spawn(command, pass_fds=(*vars(fds).values(), state_fd, shim_end.fileno()),
                                     environment=heap.environment() | _shim_environment(shim_end.fileno()))
-            if drives is not None:
-                drives.server.admit(child.pid)
+            for part in (drives, volumes):
+                if part is not None:
+                    part.server.admit(child.pid)
             undo.push_async_callback(child.kill)
             name = f"VM {vm.name}"
             monitor = await _unless_dead(child, name, Monitor.connect(
@@ -108,7 +125,7 @@ class Qemu:
             priority.lead(child.pid)  # its main thread alone: it answers QMP, the CPUs are other threads
             undo.pop_all()
         shim.close()
-        return cls(vm, drives, child, monitor, console, state_fd, command, chosen, faults)
+        return cls(vm, drives, volumes, child, monitor, console, state_fd, command, chosen, faults)
 
     @property
     def version(self) -> str:
@@ -126,8 +143,9 @@ class Qemu:
     async def stop(self) -> None:
         """Pause the VM; when this returns, what it wrote to its disks is on the local image and in their record."""
         self._paused = True
-        if self.drives is not None:
-            self.drives.drain()
+        for part in (self.drives, self._volumes):
+            if part is not None:
+                part.drain()
         await self.monitor.stop()
 
     async def cont(self) -> None:

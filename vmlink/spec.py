@@ -16,6 +16,8 @@ from pathlib import Path
 from vmlink.disk import spec as disk_spec
 from vmlink.disk.spec import DiskSpec
 from vmlink.errors import VmError
+from vmlink.volume import spec as volume_spec
+from vmlink.volume.spec import VolumeSpec
 
 _MIB = 1 << 20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -24,7 +26,8 @@ _MAC = re.compile(r"[0-9a-f][02468ace](:[0-9a-f]{2}){5}", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class VmSpec:
-    """One VM. `accel` is auto, kvm or tcg; `extra_args` go to QEMU as they are; the guest sees `disks` in this order.
+    """One VM. `accel` is auto, kvm or tcg; `extra_args` go to QEMU as they are; the guest sees `disks`, then `volumes`,
+    in their order.
 
     Everything but the paths has to be equal on both hosts.
     """
@@ -40,6 +43,7 @@ class VmSpec:
     accel: str = "auto"
     extra_args: tuple[str, ...] = ()
     disks: tuple[DiskSpec, ...] = ()
+    volumes: tuple[VolumeSpec, ...] = ()
 
     def check(self) -> None:
         """Raises VmError for the first thing that cannot work."""
@@ -60,6 +64,8 @@ class VmSpec:
                 _check_file(self.name, what, path)
         for disk in self.disks:
             disk.check()
+        for volume in self.volumes:
+            volume.check()
 
     def binary(self) -> str:
         """The path of the QEMU to run. Raises VmError when there is none."""
@@ -80,8 +86,10 @@ class Inherited:
     console: int
 
 
-def arguments(spec: VmSpec, accel: str, fds: Inherited, *, incoming: bool, disk_server: str = "") -> list[str]:
-    """QEMU's arguments, without the program's own name. `disk_server`: where it finds its disks' other half."""
+def arguments(spec: VmSpec, accel: str, fds: Inherited, *, incoming: bool, disk_server: str = "",
+              volume_server: str = "") -> list[str]:
+    """QEMU's arguments, without the program's own name. `disk_server`: where it finds its disks' other half;
+    `volume_server`: where its volumes."""
     words = [
         "-name", f"guest={spec.name},debug-threads=on",
         "-nodefaults", "-no-user-config", "-vga", "none", "-display", "none", "-parallel", "none",
@@ -112,6 +120,8 @@ def arguments(spec: VmSpec, accel: str, fds: Inherited, *, incoming: bool, disk_
     ]
     for disk in spec.disks:
         words += disk_spec.arguments(disk, disk_server)
+    for volume in spec.volumes:
+        words += volume_spec.arguments(volume, volume_server)
     if spec.kernel is not None:
         words += ["-kernel", str(spec.kernel), "-append", spec.append]
         if spec.initrd is not None:

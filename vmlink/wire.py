@@ -186,7 +186,7 @@ def decode_numbers(payload: Buffer, pages_in_ram: int) -> PageNumbers:
     return numbers
 
 
-_COMMIT = struct.Struct("!QQQQQQ")
+_COMMIT = struct.Struct("!QQQQQQQ")
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,8 @@ class Commit:
 
     `consumed` is the number of the last inbound frame the guest had taken when the epoch ended: frames up
     to it are part of the checkpoint and need no replay. `released` is the last epoch whose output is out.
-    `disk_writes` are the entries in its DISK messages, `disk_bytes` their data, of all disks together.
+    `disk_writes` are the entries in its DISK messages, `disk_bytes` their data, of all disks together. `stored` is the
+    last epoch of which the shared volumes have everything.
     """
 
     pages: int
@@ -204,10 +205,11 @@ class Commit:
     released: int = 0
     disk_writes: int = 0
     disk_bytes: int = 0
+    stored: int = 0
 
     def encode(self) -> bytes:
         return _COMMIT.pack(self.pages, self.device_bytes, self.consumed, self.released, self.disk_writes,
-                            self.disk_bytes)
+                            self.disk_bytes, self.stored)
 
     @classmethod
     def decode(cls, payload: Buffer) -> Commit:

@@ -103,6 +103,7 @@ def _vm_lines(name: str, vm: dict[str, Any], screen: Screen) -> Iterator[str]:
         moved = "" if sync.get("moved_bytes") is None else f"moved {size(sync['moved_bytes'])}"
         yield row("  sync", f"{what} {sync.get('round')}", done, f"{size(sync.get('bytes_per_s'))}/s", left, moved)
     yield from _disk_lines(vm.get("disks") or {}, screen)
+    yield from _volume_lines(vm.get("volumes") or [])
     if gate := vm.get("gate"):
         held = f"held {gate.get('held_frames')} frames, {size(gate.get('held_bytes'))}"
         counts = f"released {gate.get('released_frames')}  overflow {gate.get('overflow_frames')}"
@@ -129,6 +130,15 @@ def _disk_lines(disks: dict[str, Any], screen: Screen) -> Iterator[str]:
             yield row("  trouble", str(trouble), what)
     if disks.get("unapplied_bytes"):
         yield row("  unapplied", f"{size(disks['unapplied_bytes'])} acknowledged and not in the images yet")
+
+
+def _volume_lines(volumes: list[dict[str, Any]]) -> Iterator[str]:
+    for volume in volumes:
+        waits = f"{size(volume['withheld_bytes'])} withheld" if volume.get("withheld_bytes") else ""
+        yield row(f"  volume {volume.get('name')}", "does not answer" if volume.get("trouble") else "shared",
+                  size(volume.get("size_bytes")), str(volume.get("at")), waits)
+        if trouble := volume.get("trouble"):
+            yield row("  trouble", str(trouble), "tried again every second")
 
 
 def _rules_lines(rules: dict[str, Any], screen: Screen) -> Iterator[str]:

@@ -246,7 +246,7 @@ def configuration(options: Options, host: str) -> str:
         tables |= _vm_tables(options, guest)
     tables |= disks.tables(options.name, host, VM, options.all_disks())
     if options.volume is not None:
-        tables[f"[[vm.{VM}.disk]] # shared"] = volume.table(options.volume, directory(options.name) / volume.PLACE)
+        tables[f"[[vm.{VM}.volume]]"] = volume.table(options.volume, directory(options.name) / volume.PLACE)
     return "\n".join(_table(header, keys) for header, keys in tables.items())
 
 

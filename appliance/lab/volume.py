@@ -99,9 +99,9 @@ def address(volume: Volume) -> str:
 
 
 def table(volume: Volume, home: Path) -> dict[str, object]:
-    """The disk in the configuration of both hosts."""
+    """The volume in the configuration of both hosts."""
     access = {"user": USER, "secret": str(home / "secret")} if volume.by == "iscsi" else {}
-    return {"name": NAME, "volume": address(volume), **access}
+    return {"name": NAME, "at": address(volume), **access}
 
 
 def summary(lab: str, volume: Volume) -> dict[str, str]:

@@ -46,7 +46,8 @@ def test_another_seed_is_another_campaign() -> None:
 
 def test_every_injection_point_is_hit() -> None:
     hit = {kind.removeprefix("checkpoint-").rpartition(":")[0] for kind in KINDS if kind.startswith("checkpoint-")}
-    assert hit == set(inject.POINTS)
+    elsewhere = {point for point in inject.POINTS if point.startswith(("volume.", "redo."))}
+    assert hit == set(inject.POINTS) - elsewhere  # no VM of a campaign has a shared volume: see tests/pair/test_volumes
 
 
 def test_one_round_alone_is_the_one_it_is_among_all() -> None:

@@ -221,3 +221,33 @@ def test_too_many_disks(directory: Path) -> None:
     text = "".join(f'[[vm.web1.disk]]\nname = "d{number}"\npath = "d{number}"\n' for number in range(17))
     with pytest.raises(ConfigError, match="17 disks"):
         config.load(with_disks(directory, text))
+
+
+# --- volumes ---
+
+VOLUME = """
+[[vm.web1.volume]]
+name = "vol"
+at = "iscsi://10.0.0.1/iqn.2026-01.example:store/1"
+user = "me"
+secret = "vol.secret"
+"""
+
+
+def test_a_volume_and_where_its_password_is(directory: Path) -> None:
+    [volume] = config.load(with_disks(directory, VOLUME)).vm["web1"].volume
+    assert (volume.at, volume.user) == ("iscsi://10.0.0.1/iqn.2026-01.example:store/1", "me")
+    assert volume.secret == directory / "vol.secret"
+
+
+@pytest.mark.parametrize(("old", "new", "key", "cause"), [
+    ('user = "me"\n', "", "vm.web1.volume[0].at", "belong together"),
+    ("iscsi://", "smb://", "vm.web1.volume[0].at", "no place of a volume"),
+    ('name = "vol"', 'name = "Vol"', "vm.web1.volume[0].at", "not usable"),
+    (VOLUME, VOLUME + VOLUME, "vm.web1.volume[1].name", "another disk's name"),
+    (VOLUME, VOLUME + VOLUME.replace('"vol"', '"two"'), "vm.web1.volume[1].at", "is volume vol of VM web1 already"),
+])  # fmt: skip
+def test_a_fault_of_a_volume_names_it(directory: Path, old: str, new: str, key: str, cause: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        config.load(with_disks(directory, VOLUME.replace(old, new)))
+    assert f"{key}: " in str(error.value) and cause in str(error.value)

@@ -36,16 +36,16 @@ def sharing(names: Callable[[], str], image: Path) -> Callable[[Volume], Lab]:
 def entry(lab: Lab, host: str) -> dict[str, str]:
     """The volume as the configuration of `host` has it."""
     text = (blueprint.host_directory(lab.name, host) / "config" / "holdfast.toml").read_text()
-    [found] = tomllib.loads(text)["vm"]["web1"]["disk"]
+    [found] = tomllib.loads(text)["vm"]["web1"]["volume"]
     return {key: str(value) for key, value in found.items()}
 
 
 def options(lab: Lab, host: str, secret: str | None = None) -> list[str]:
     """QEMU's options for that volume."""
     told = entry(lab, host)
-    if not told["volume"].startswith("iscsi:"):
-        return [told["volume"]]
-    _, _, portal, target, lun = told["volume"].split("/")
+    if not told["at"].startswith("iscsi:"):
+        return [told["at"]]
+    _, _, portal, target, lun = told["at"].split("/")
     password = secret or Path(told["secret"]).read_text()
     return ["--image-opts", f"driver=iscsi,transport=tcp,portal={portal},target={target},lun={lun},"
                             f"user={told['user']},password={password}"]  # fmt: skip
@@ -90,7 +90,7 @@ def test_a_device_of_this_machine_is_told_as_it_is(names: Callable[[], str], ima
         pytest.skip("no block device")
     lab = Lab.create(Options(name=names(), kernel=str(image), qemu=sys.executable, volume=Volume("device", 0, device)))
     assert lab.start_volume() is None and not topology.exists(lab.name, topology.SAN)
-    assert entry(lab, "beta")["volume"] == device
+    assert entry(lab, "beta")["at"] == device
     with pytest.raises(Unavailable, match="share no volume over a cable"):
         lab.fault("san-down", "alpha")
 

@@ -11,7 +11,7 @@ from appliance.lab.topology import HOSTS
 from appliance.lab.wire import Frame, speakers
 
 __all__ = ["HOST_DEVICES", "Pair", "other", "until"]
-HOST_DEVICES = {"lo", topology.BRIDGE, topology.UPLINK, *topology.LINKS}
+HOST_DEVICES = {"lo", topology.BRIDGE, topology.UPLINK, *topology.LINKS, topology.SAN_CABLE}
 
 
 class Pair(Stage):

@@ -20,7 +20,9 @@ BACKUP = [point for point in inject.POINTS if point.startswith("replica.")]
 TAKEOVER = [point for point in inject.POINTS if point.startswith("takeover.")]
 DISKS = [point for point in inject.POINTS if point.startswith("disk.")]
 """In tests/disk/test_killed.py: this VM has none."""
-ELSEWHERE = {"sync.round", "handover.released", *DISKS}
+VOLUMES = [point for point in inject.POINTS if point.startswith(("volume.", "redo."))]
+"""In test_volumes."""
+ELSEWHERE = {"sync.round", "handover.released", *DISKS, *VOLUMES}
 """In a first copy; in a switchover (test_operator)."""
 
 

@@ -41,6 +41,15 @@ class Exports:
             names.append(str(node["node-name"]))
         await self._export(disk, names[-1], writable=True)
 
+    async def shared(self, volume: str, objects: Sequence[Mapping[str, object]], node: Mapping[str, object]) -> None:
+        """Open a shared volume and export it for writing, as long as this QEMU lives. `objects`: what `object-add`
+        needs before. Raises VmError."""
+        within = f"reaching volume {volume}"
+        for needed in objects:
+            await self._monitor.call("object-add", needed, within=within)
+        await self._monitor.call("blockdev-add", node, within=within)
+        await self._export(volume, str(node["node-name"]), writable=True)
+
     async def node(self, disk: str, node: str) -> None:
         """Export a node that the VM uses, for reading. Raises VmError."""
         await self._export(disk, node, writable=False)

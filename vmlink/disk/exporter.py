@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
 from vmlink.disk.export import Exports
@@ -22,8 +22,10 @@ TIMEOUT = 10.0
 
 
 @contextlib.asynccontextmanager
-async def exporting(program: str, path: Path) -> AsyncIterator[tuple[Exports, Child]]:
+async def exporting(program: str, path: Path, *, environment: Mapping[str, str] | None = None,
+                    pass_fds: Sequence[int] = ()) -> AsyncIterator[tuple[Exports, Child]]:
     """Start `program`, a QEMU, with a socket for exports at `path`; it has ended afterwards. Main thread only.
+    `environment` is added to ours, `pass_fds` are inherited.
 
     Raises VmError.
     """
@@ -34,7 +36,8 @@ async def exporting(program: str, path: Path) -> AsyncIterator[tuple[Exports, Ch
         with theirs:
             child = Child.spawn([program, "-machine", "none", "-nodefaults", "-no-user-config", "-display", "none",
                                  "-S", "-chardev", f"socket,id=qmp,fd={theirs.fileno()}",
-                                 "-mon", "chardev=qmp,mode=control"], pass_fds=[theirs.fileno()])
+                                 "-mon", "chardev=qmp,mode=control"], pass_fds=[theirs.fileno(), *pass_fds],
+                                environment=environment)
         undo.push_async_callback(child.kill)
         no_state = os.memfd_create("holdfast-no-device-state", os.MFD_CLOEXEC)
         undo.callback(os.close, no_state)

@@ -65,7 +65,7 @@ async def leave(monitor: Monitor, drive: Drive, server: str) -> None:
     if await monitor.call("qom-get", place, within=within) == node:
         return  # QEMU 7.2 ends in an assertion when it is told what is so already
     if not await _exists(monitor, node):
-        await monitor.call("blockdev-add", link(drive.spec, node, server), within=within)
+        await monitor.call("blockdev-add", link(drive.spec.name, node, server), within=within)
     await monitor.call("qom-set", {**place, "value": node}, within=within)
 
 

@@ -2,7 +2,7 @@
 """The NBD protocol as its server speaks it with QEMU, pure: bytes in, answers out (`socket.py` is around it).
 
 Source: the NBD project's doc/proto.md; fixed newstyle, simple replies. What is not needed is answered with
-NBD_REP_ERR_UNSUP. FLUSH is understood but not offered: a write that was answered is as safe as it will be.
+NBD_REP_ERR_UNSUP. FLUSH is offered by a Cache alone: elsewhere a write that was answered is as safe as it will be.
 
 Requests are parsed as many as have arrived; the data of a write is a view of the buffer that it was received into.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import struct
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -39,6 +39,7 @@ _REP_ACK, _REP_INFO, _REP_UNSUP, _REP_INVALID, _REP_UNKNOWN = 1, 3, 0x80000001, 
 _READ, _WRITE, _DISCONNECT, _FLUSH, _TRIM, _ZERO = 0, 1, 2, 3, 4, 6
 _KINDS = {_TRIM: Kind.TRIM, _ZERO: Kind.ZERO}
 _FLAGS = 1 | 1 << 5 | 1 << 6  # has flags, TRIM, WRITE_ZEROES
+_CAN_FLUSH = 1 << 2
 _INFO_EXPORT, _INFO_BLOCK_SIZE = 0, 3
 
 
@@ -64,15 +65,25 @@ class Export(Protocol):
         ...
 
 
+@runtime_checkable
+class Cache(Export, Protocol):
+    """A disk whose writes are safe only after a flush."""
+
+    def flush(self) -> Awaitable[None]:
+        """Return when all writes that were answered are safe. Raises OSError when they cannot be made so."""
+        ...
+
+
 class Conversation:
     """One connection. Received bytes go into `room()`, and are announced with `received`.
 
-    `find` gives the export of a name, None if there is none. `read` is called for each read with a handle; its data
-    are answered with `data` or `fail`. `answers` collects what has to be sent.
+    `find` gives the export of a name, None if there is none. `read` is called for each read with a handle, `flush` for
+    each flush of a Cache; both are answered with `data` or `fail`. `answers` collects what has to be sent.
     """
 
-    def __init__(self, find: Callable[[str], Export | None], read: Callable[[int, int, int], None]) -> None:
-        self._find, self._read = find, read
+    def __init__(self, find: Callable[[str], Export | None], read: Callable[[int, int, int], None],
+                 flush: Callable[[int], None] = lambda handle: None) -> None:
+        self._find, self._read, self._flush = find, read, flush
         self._buffer = np.empty(ROOM, np.uint8).data.cast("B")
         self._start = self._end = 0
         self._kept = False
@@ -83,7 +94,7 @@ class Conversation:
         """What it is about, from the end of the handshake on."""
         self.answers: list[Buffer] = [_GREETING]
         self.reading = 0
-        """Reads that wait for their data."""
+        """Reads and flushes that wait for their answer."""
         self.over = False
         """The other side has said goodbye."""
 
@@ -167,7 +178,8 @@ class Conversation:
             if export is None:
                 self._say(option, _REP_UNKNOWN)
                 return
-            self._say(option, _REP_INFO, struct.pack(">HQH", _INFO_EXPORT, export.size, _FLAGS))
+            flags = _FLAGS | (_CAN_FLUSH if isinstance(export, Cache) else 0)
+            self._say(option, _REP_INFO, struct.pack(">HQH", _INFO_EXPORT, export.size, flags))
             self._say(option, _REP_INFO, struct.pack(">HIII", _INFO_BLOCK_SIZE, SECTOR, 4096, MAX_BLOCK))
             self._say(option, _REP_ACK)
             if option == _OPT_GO:
@@ -199,12 +211,12 @@ class Conversation:
                         return 28 + length
                     error = self._change(Kind.WRITE, offset, length, buffer[at + 28:after])
                     at = after
-                elif kind == _READ and not self.stuck:
+                elif kind == _READ or kind == _FLUSH and isinstance(self.export, Cache):
+                    if self.stuck:
+                        return 0
                     at += 28
-                    self._start_read(handle, offset, length)
+                    self._start_read(handle, offset, length) if kind == _READ else self._start_flush(handle)
                     continue
-                elif kind == _READ:
-                    return 0
                 elif kind == _DISCONNECT:
                     self.over = True
                     return 0
@@ -223,6 +235,10 @@ class Conversation:
             return
         self.reading += 1
         self._read(handle, offset, length)
+
+    def _start_flush(self, handle: int) -> None:
+        self.reading += 1
+        self._flush(handle)
 
     def _other(self, kind: int, offset: int, length: int) -> int:
         """A request that neither brings nor gets data; returns the errno to answer, 0 if it is done."""
@@ -249,11 +265,11 @@ class Conversation:
         return errno.ENOSPC if offset + length > self.export.size else 0
 
     def data(self, handle: int, data: Buffer) -> None:
-        """Answer a read."""
+        """Answer a read; with no data, a flush."""
         self.reading -= 1
         self.answers += (_REPLY.pack(_REPLY_MAGIC, 0, handle), data)
 
     def fail(self, handle: int, error: int) -> None:
-        """Answer a read with an errno."""
+        """Answer a read or a flush with an errno."""
         self.reading -= 1
         self.answers.append(_REPLY.pack(_REPLY_MAGIC, error, handle))

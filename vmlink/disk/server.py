@@ -13,9 +13,11 @@ import logging
 import socket
 import struct
 from collections import deque
+from collections.abc import Awaitable
 from typing import Protocol
 
-from vmlink.disk.nbd import Conversation, Export, ProtocolError
+from vmlink.disk.nbd import Cache, Conversation, Export, ProtocolError
+from vmlink.wire import Buffer
 
 HANDSHAKE_TIMEOUT = 5.0
 """Seconds in which a connection must have said which disk it wants."""
@@ -95,7 +97,7 @@ class _Connection:
     def __init__(self, sock: socket.socket, disks: Disks, all_of_them: set[_Connection]) -> None:
         self._socket, self._disks, self._all = sock, disks, all_of_them
         self._loop = asyncio.get_running_loop()
-        self._talk = Conversation(disks.find, self._read)
+        self._talk = Conversation(disks.find, self._read, self._flush)
         self._unsent: deque[memoryview] = deque()
         self._unsent_bytes = 0
         self._listening = False
@@ -163,18 +165,26 @@ class _Connection:
         elif self._socket.fileno() >= 0:
             self._listen()
 
-    # --- reads, which take their time ---
+    # --- reads and flushes, which take their time ---
 
     def _read(self, handle: int, offset: int, length: int) -> None:
-        read = self._loop.create_task(self._answer(handle, offset, length))
-        self._reads.add(read)
-        read.add_done_callback(self._reads.discard)
-
-    async def _answer(self, handle: int, offset: int, length: int) -> None:
         disk = self._talk.export
         assert disk is not None
+        self._start(handle, disk.read(offset, length))
+
+    def _flush(self, handle: int) -> None:
+        disk = self._talk.export
+        assert isinstance(disk, Cache)
+        self._start(handle, _nothing(disk.flush()))
+
+    def _start(self, handle: int, work: Awaitable[Buffer]) -> None:
+        task = self._loop.create_task(self._answer(handle, work))
+        self._reads.add(task)
+        task.add_done_callback(self._reads.discard)
+
+    async def _answer(self, handle: int, work: Awaitable[Buffer]) -> None:
         try:
-            data = await disk.read(offset, length)
+            data = await work
         except OSError as error:
             self._talk.fail(handle, error.errno or errno.EIO)
         else:
@@ -212,3 +222,8 @@ class _Connection:
             return
         self._loop.remove_writer(self._socket)
         self._listen()
+
+
+async def _nothing(work: Awaitable[None]) -> Buffer:
+    await work
+    return b""

@@ -14,7 +14,7 @@ from pathlib import Path
 from vmlink.disk.record import SECTOR
 from vmlink.errors import VmError
 
-_NAME = re.compile(r"[a-z][a-z0-9]{0,15}")
+NAME = re.compile(r"[a-z][a-z0-9]{0,15}")
 _QCOW2 = b"QFI\xfb"
 
 RECONNECT = 3
@@ -36,7 +36,7 @@ class DiskSpec:
 
     def check(self) -> None:
         """Raises VmError for what cannot work whatever the image is."""
-        if not _NAME.fullmatch(self.name):
+        if not NAME.fullmatch(self.name):
             raise VmError(f"disk name {self.name!r} is not usable", "use up to 16 small letters and digits")
         if self.format not in ("raw", "qcow2"):
             raise VmError(f"disk {self.name}: unknown format {self.format!r}", "use raw or qcow2")
@@ -118,16 +118,16 @@ def arguments(disk: DiskSpec, server: str) -> list[str]:
     local = disk.nodes(f"{disk.name}-local")
     quorum = {"driver": "quorum", "node-name": disk.name, "children": [f"{disk.name}-local", f"{disk.name}-link"],
               "vote-threshold": 2, "read-pattern": "fifo", "discard": "unmap"}
-    nodes = [*local, link(disk, f"{disk.name}-link", server), quorum]
+    nodes = [*local, link(disk.name, f"{disk.name}-link", server), quorum]
     words = [word for node in nodes for word in ("-blockdev", json.dumps(node))]  # JSON: a path may hold commas
     return [*words, "-device", f"virtio-blk-pci,id={device(disk)},drive={disk.name},serial={disk.name},"
                                "werror=stop,rerror=stop"]
 
 
-def link(disk: DiskSpec, node: str, server: str) -> dict[str, object]:
-    """The block node of this name that reaches `disk` at our server. A connection that breaks is made anew, and what
-    was under way is asked again."""
-    return {"driver": "nbd", "node-name": node, "export": disk.name, "reconnect-delay": RECONNECT, "discard": "unmap",
+def link(name: str, node: str, server: str) -> dict[str, object]:
+    """The block node `node` that reaches the disk of this name at our server. A connection that breaks is made anew,
+    and what was under way is asked again."""
+    return {"driver": "nbd", "node-name": node, "export": name, "reconnect-delay": RECONNECT, "discard": "unmap",
             "server": {"type": "unix", "path": server, "abstract": True, "tight": True}}
 
 
