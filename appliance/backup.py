@@ -72,6 +72,8 @@ class Backup:
             self.replica.add_device(message.epoch, payload)
         elif message.type is Type.DISK:
             copied = self.replica.add_disk(message.epoch, payload)
+            if any(number >= self._own for number, _ in copied):
+                raise WireError("a piece of a first copy that is of no disk: volumes have none")
             if copied and self.disks is not None:
                 self.disks.copy(copied)
         elif message.type in OF_DISKS and self.disks is not None:

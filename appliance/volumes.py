@@ -27,6 +27,7 @@ from vmlink.disk.record import DiskWrites, Kind, Record, Write, lay
 from vmlink.disk.server import DiskServer
 from vmlink.errors import VmError
 from vmlink.volume.access import Access
+from vmlink.volume.lease import LeaseOver
 from vmlink.volume.spec import VolumeSpec
 from vmlink.volume.withheld import Batch, Withheld
 from vmlink.wire import Buffer
@@ -231,6 +232,8 @@ class Volumes:
             access = self._access
             try:
                 await self._store(batch, access)
+            except LeaseOver:
+                continue
             except (VmError, inject.Injected) as error:
                 await self._mend(access, error if isinstance(error, VmError) else VmError(str(error)))
                 continue
@@ -266,21 +269,26 @@ class Volumes:
                 await self.read(index, 0, _LOOK_BYTES)
 
     async def _mend(self, access: Access, error: VmError) -> None:
-        """`access` failed: reach the volumes anew."""
+        """`access` failed: reach the volumes anew. That its QEMU is gone, with the lease say, is no word on them."""
         async with self._mending:
             if access is not self._access:
                 return
-            log.error("%s", error)
-            self.trouble = str(error)
-            self._failed(error)
+            log.warning("%s", error)
+            if not await access.gone():
+                self._does_not_answer(error)
             await access.close()
             while True:
                 try:
                     self._access = await Access.open(self._program, self.specs, self._path)
                     break
                 except VmError as again:
-                    self.trouble = str(again)
+                    self._does_not_answer(again)
                 await asyncio.sleep(RETRY)
             self._access.lease(self._until)
             self.trouble = ""
             log.info("the volumes answer again")
+
+    def _does_not_answer(self, error: VmError) -> None:
+        if not self.trouble:
+            self._failed(error)
+        self.trouble = str(error)

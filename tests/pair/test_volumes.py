@@ -129,6 +129,23 @@ def test_a_host_that_stands_still_writes_no_more(sharing: Pair, written: Written
     sharing.sound(primary, backup)
 
 
+def test_a_host_that_stands_still_for_a_moment_goes_on(sharing: Pair, written: Written) -> None:
+    """Its lease ends, and with it the QEMU that writes; the host comes back before it is missed, or after."""
+    primary, _ = sharing.protected()
+    found = writer(sharing, primary)
+    with guest(sharing) as connection:
+        sharing.arm(primary, "volume.half:pause")
+        connection.sendall(write(45, 45))
+        sharing.paused(primary)
+        until("its QEMU is gone", lambda: found.status() == psutil.STATUS_ZOMBIE)
+        sharing.heal(primary)
+        assert connection.recv(100) == b"ok\n"
+    sharing.protected()
+    assert ask(sharing, f"check 0 {45 * CHUNK} {CHUNK} 45") == "ok"
+    written.check()
+    sharing.sound()
+
+
 @pytest.mark.parametrize("point", REDO)
 def test_a_host_dies_while_it_takes_over(sharing: Pair, written: Written, point: str) -> None:
     """Both are dead then, and the volume may be like no moment of the VM. Who had begun goes on where it was."""

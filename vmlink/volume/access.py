@@ -19,6 +19,7 @@ from vmlink.disk.images import write_all
 from vmlink.disk.record import Write
 from vmlink.disk.store import Store
 from vmlink.errors import VmError
+from vmlink.process import Child
 from vmlink.volume.lease import Lease
 from vmlink.volume.spec import VolumeSpec
 
@@ -27,6 +28,8 @@ T = TypeVar("T")
 
 TIMEOUT = 5.0
 """Seconds in which a volume must have answered."""
+GONE = 0.2
+"""Seconds in which a QEMU that was killed is known to be gone."""
 READERS = 4
 """Reads under way at once, of each volume."""
 
@@ -42,6 +45,7 @@ class Access:
         self._writers: list[Store] = []
         self._readers: list[asyncio.Queue[Store]] = []
         self._stores: list[Store] = []
+        self._child: Child | None = None
         self.sizes: list[int] = []
         self.identities: list[str] = []
 
@@ -64,7 +68,7 @@ class Access:
         return self
 
     async def _open(self, program: str, path: Path) -> None:
-        exports, _ = await self._undo.enter_async_context(
+        exports, self._child = await self._undo.enter_async_context(
             exporting(program, path, environment=self._lease.environment(), pass_fds=(self._lease.theirs.fileno(),)))
         self._lease.theirs.close()
         for volume in self._volumes:
@@ -97,6 +101,12 @@ class Access:
     async def _run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: work(*args, **kwargs))
 
+    async def gone(self) -> bool:
+        """Has its QEMU ended, by itself or because the lease did?"""
+        if self._child is not None:
+            await self._child.condition(GONE)
+        return self._child is None or bool(self._child.ended)
+
     # --- what it is for ---
 
     def lease(self, until: float) -> None:
@@ -116,7 +126,10 @@ class Access:
             self._readers[volume].put_nowait(store)
 
     async def write(self, writes: Sequence[Sequence[Write]]) -> None:
-        """Perform writes that do not overlap, by volume; they are flushed when this returns. Raises VmError."""
+        """Perform writes that do not overlap, by volume; they are flushed when this returns.
+
+        Raises VmError, or LeaseOver.
+        """
         try:
             async with asyncio.timeout(TIMEOUT):
                 await self._run(self._write, writes)

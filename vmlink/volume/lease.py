@@ -37,6 +37,10 @@ def shim_path() -> Path:
     raise VmError(f"there is no {candidates[0]}", "make shim builds it: without it nobody may write to a shared volume")
 
 
+class LeaseOver(VmError):
+    """Nothing was asked for: the lease of this host is over."""
+
+
 class Lease:
     """See the module. `theirs` is for QEMU to inherit; close it then."""
 
@@ -65,10 +69,10 @@ class Lease:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """The block may ask QEMU to write. In a worker thread. Raises VmError when the lease is over."""
+        """The block may ask QEMU to write. In a worker thread. Raises LeaseOver, or VmError when QEMU is gone."""
         with self._lock:
             if self._until <= time.monotonic():
-                raise VmError("the lease of this host is over")
+                raise LeaseOver("the lease of this host is over")
             try:
                 self._ours.send(_ORDER.pack(int(self._until * 1e9), 1), socket.MSG_NOSIGNAL)
                 self._under_way = True
