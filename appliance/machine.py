@@ -26,7 +26,7 @@ from appliance.peer import Peer
 from appliance.primary import Primary
 from appliance.primary_disks import PrimaryDisks
 from appliance.redo import Redo
-from appliance.volumes import Volumes
+from appliance.volumes import LOOK, Volumes
 from appliance.watched import watched
 from ebpf.errors import BpfError
 from vmlink import inject
@@ -43,6 +43,8 @@ ANNOUNCEMENTS = (0.0, 0.05, 0.2, 0.6, 1.5)
 """Seconds after the gate opened at which the VM is announced again."""
 HALT_TIMEOUT = 1.0
 """Seconds for a VM with disks to pause before it is ended; else its next copy has to compare all of them."""
+OTHERS_WORD = 1.5 * LOOK
+"""Seconds in which a backup that does not reach the volumes either has said so: its VM must not end on both hosts."""
 FAULTS = (VmError, HoldfastError, BpfError, OSError, inject.Injected)
 
 
@@ -236,11 +238,19 @@ class Machine:
         return self.volumes
 
     def _volume_failed(self, error: VmError, life: int) -> None:
-        """Where another host has all of the VM, it may do better; else this one waits until the volume answers."""
+        """A backup is none any more. A primary's VM goes where the volume may answer, unless it answers nobody."""
         if life != self._life:
             return
         self._journal.event("volume-failed", cause=_told(error))
-        if self.backup is not None or self.primary is not None and self.primary.followed:
+        if self.backup is not None:
+            self._post(core.VmLost(_told(error)))
+        else:
+            self._spawn(self._leave_volumes(error, life))
+
+    async def _leave_volumes(self, error: VmError, life: int) -> None:
+        await asyncio.sleep(OTHERS_WORD)
+        followed = self.primary is not None and self.primary.followed
+        if life == self._life and followed and self.volumes is not None and self.volumes.trouble:
             self._post(core.VmLost(_told(error)))
 
     async def _watch(self, qemu: Qemu, life: int) -> None:

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from appliance import control
-from appliance.lab import blueprint, faults, topology, volume
+from appliance.lab import blueprint, faults, processes, topology, volume
 from appliance.lab.blueprint import VM, Options
 from appliance.lab.topology import HOSTS, THIRD
 from appliance.lab.volume import Volume
@@ -211,6 +211,23 @@ def test_what_is_not_committed_is_not_on_the_volume(sharing: Pair, written: Writ
         assert connection.recv(100) == b"ok\n"
     sharing.protected()
     assert ask(sharing, f"check 0 {50 * CHUNK} {CHUNK} 4711") == "ok"
+    written.check()
+
+
+def test_a_volume_that_nobody_reaches(sharing: Pair, written: Written) -> None:
+    """The VM waits for it, on the host where it is."""
+    primary, backup = sharing.protected()
+    written.write(0, 90)
+    qemu = sharing.vm(primary)["qemu_pid"]
+    server = blueprint.read_state(sharing.lab.name).services[volume.PLACE]
+    processes.kill([server])
+    for host, reason in ((backup, "volume vol"), (primary, "no backup")):
+        until(f"{host} says so", lambda host=host, reason=reason: reason in sharing.vm(host).get("reason", ""))
+    until("the VM waits", lambda: sharing.vm(primary)["volumes"][0]["trouble"])
+    sharing.lab.start_volume()
+    written.write(0, 91)
+    assert sharing.protected() == (primary, backup)
+    assert sharing.vm(primary)["qemu_pid"] == qemu
     written.check()
 
 
