@@ -6,7 +6,8 @@ flush that the image does not take stops the VM. While the other host has a whol
 not whole is remembered on disk first, then the VM goes on with the other copy alone. Otherwise the request is made
 again every few seconds, until there is room again, or the storage is back, or there is another copy.
 
-Invariant (nothing acknowledged is lost): a VM is never started from an image that was left.
+Invariant (nothing acknowledged is lost): a VM is never started from an image that was left; and what clients hear from
+then on, and have heard before, the other host has on its disks, and not in its memory alone (`relying`).
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ RETRY = 2.0
 """Seconds between two tries."""
 FORGIVEN = 10.0
 """Seconds without a further fault after which a disk counts as well again."""
+WELL: Mapping[str, object] = {"trouble": None, "vm_waits": False, "left": False}
+"""The status of a disk without any."""
 log = logging.getLogger("holdfast.disks")
 
 
@@ -50,6 +53,8 @@ class DiskFaults:
         self._loop = asyncio.get_running_loop()
         self._troubles: dict[str, Trouble] = {}
         self._care: asyncio.Task[None] | None = None
+        self.relying = False
+        """Must what is let out be on the other host's disks before?"""
         self.missed = False
         """Has an image not taken a write or a flush? What it holds is not certain any more."""
         qemu.monitor.listener = self._hear
@@ -110,11 +115,13 @@ class DiskFaults:
             self._forgive()
 
     async def _leave(self, drive: Drive) -> None:
-        name = drive.spec.name
+        name, self.relying = drive.spec.name, True
         try:
+            await self._drives.settled()
             await self._disks.fail(name)  # on disk before the image misses anything
             await leave(self._qemu.monitor, drive, self._drives.server.address)
-        except VmError as error:
+        except (VmError, OSError) as error:
+            self.relying = self.away
             log.error("disk %s: the VM cannot go on with the other host's copy: %s", name, error)
             return
         log.warning("disk %s: the VM goes on with the other host's copy", name)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -52,6 +52,13 @@ def faults(disks: dict[str, tuple[Disk, ...]]) -> Iterator[Fault]:
                     yield (*at, "path"), f"{disk.path} is {images[image]} already", "each disk needs its own image"
                     break
                 images[image] = f"disk {disk.name} of VM {vm}"
+
+
+def claimed(path: Path, disks: Mapping[str, tuple[Disk, ...]]) -> str:
+    """Which of these VMs' disks has the image at `path`, by whatever name; empty if none has. Blocks."""
+    own = _images(path)
+    return next((f"disk {disk.name} of VM {vm}" for vm, others in disks.items() for disk in others
+                 if own & _images(disk.path)), "")
 
 
 def _images(path: Path) -> set[object]:

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
 from appliance import config as cfg
+from appliance.disk_settings import Disk, claimed
 from vmlink.disk import state as st
 from vmlink.disk.apply import Applier
 from vmlink.disk.dirty import DirtyBlocks
-from vmlink.disk.drive import Drives
+from vmlink.disk.drive import Drive, Drives
 from vmlink.disk.export import Exports
 from vmlink.disk.exporter import connected, exporting, offer, replay
+from vmlink.disk.holders import refuse_in_use
 from vmlink.disk.images import Images
 from vmlink.disk.mirror import Mirror
 from vmlink.disk.state import Point
@@ -41,10 +43,11 @@ class Past:
 
 
 class Disks:
-    """See the module. Everything raises VmError when the images or the journal cannot be used."""
+    """See the module. Everything raises VmError when the images or the journal cannot be used. `others`: the disks of
+    this host's other VMs, by their names."""
 
-    def __init__(self, spec: VmSpec, host: cfg.Host) -> None:
-        self._spec = spec
+    def __init__(self, spec: VmSpec, host: cfg.Host, others: Mapping[str, tuple[Disk, ...]]) -> None:
+        self._spec, self._others = spec, others
         self._journal_path = host.state_dir / f"{spec.name}.disks"
         self._socket_path = host.run_dir / f"{spec.name}.disks.sock"
         self._images: Images | None = None
@@ -59,8 +62,16 @@ class Disks:
     async def _look(self) -> Images:
         """The images as they are now: while no VM of ours used them, the operator may have changed them."""
         await self.close()
+        await _in_thread(self._refuse_foreign)
         self._images = await _in_thread(Images, self._spec.disks, self._journal_path)
         return self._images
+
+    def _refuse_foreign(self) -> None:
+        """What is another's would be spoilt, for both. The configuration was checked, but files may come later."""
+        for disk in self._spec.disks:
+            if whose := claimed(disk.path, self._others):
+                raise VmError(f"{disk}: it is {whose} as well", "each disk needs its own image: correct path= of one")
+            refuse_in_use(disk)
 
     def _opened(self) -> Images:
         assert self._images is not None
@@ -70,16 +81,13 @@ class Disks:
         """For the status reply; see docs/disks.md."""
         state = self._images.state if self._images is not None else None
         whole = {image.name: image.whole for image in state.images} if state is not None else {}
-        written = {drive.spec.name: drive.dirty.marked_bytes for drive in drives or ()}
-        sizes = {drive.spec.name: drive.size for drive in drives or ()}
+        opened = {drive.spec.name: drive for drive in drives or ()}
         return {
             "standing": state.standing if state is not None else None,
             "unapplied_bytes": applier.waiting_bytes if applier is not None else 0,
             "durable_epoch": applier.durable if applier is not None else None,
-            "disks": [{"name": disk.name, "path": str(disk.path), "format": disk.format,
-                       "size_bytes": sizes.get(disk.name), "whole": whole.get(disk.name),
-                       "to_copy_bytes": written.get(disk.name, 0) if applier is None else 0}
-                      for disk in self._spec.disks],
+            "disks": [{"name": disk.name, "path": str(disk.path), "format": disk.format, "whole": whole.get(disk.name),
+                       **_figures(opened.get(disk.name), runs=applier is None)} for disk in self._spec.disks],
         }
 
     # --- a VM that boots ---
@@ -164,6 +172,14 @@ class Disks:
         if self._exports is not None:
             self._exports.close()
             self._exports = None
+
+
+def _figures(drive: Drive | None, *, runs: bool) -> dict[str, int | None]:
+    """Of one disk, None if it is not open; `runs`: by the VM here."""
+    return {"size_bytes": drive.size if drive is not None else None,
+            "to_copy_bytes": drive.dirty.marked_bytes if drive is not None and runs else 0,
+            "recorded_bytes": drive.recorded_bytes if drive is not None else 0,
+            "other_reads": drive.reads if drive is not None else 0}
 
 
 async def _in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

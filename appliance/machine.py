@@ -12,12 +12,13 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 from appliance import config as cfg
 from appliance import core
 from appliance.backup import Backup
 from appliance.backup_disks import BackupDisks
+from appliance.disk_view import DiskView
 from appliance.disks import Disks, Past
 from appliance.errors import HoldfastError
 from appliance.front import Front, FrontSpec
@@ -37,6 +38,7 @@ from vmlink.qemu import Qemu, VmSpec
 from vmlink.ram import GuestRam
 from vmlink.wire import Message, Type, decode_frames, decode_pieces, vm_id
 
+T = TypeVar("T")
 log = logging.getLogger("holdfast.machine")
 
 ANNOUNCEMENTS = (0.0, 0.05, 0.2, 0.6, 1.5)
@@ -65,7 +67,9 @@ class Machine:
                             initrd=vm.initrd, append=vm.append, qemu=vm.qemu, accel=vm.accel,
                             disks=tuple(DiskSpec(disk.name, disk.path, disk.format, disk.size) for disk in vm.disk),
                             volumes=tuple(volume.spec() for volume in vm.volume))
-        self.disks = Disks(self._spec, config.host) if vm.disk else None
+        others = {other: of.disk for other, of in config.vm.items() if other != name}
+        self.disks = Disks(self._spec, config.host, others) if vm.disk else None
+        self.view = DiskView(self, vm.limits.disk)
         self.primary: Primary | None = None
         self.backup: Backup | None = None
         self._taken_from = 0
@@ -93,28 +97,6 @@ class Machine:
             await self.disks.close()
         if self.front is not None:
             await self.front.close()
-
-    @property
-    def away(self) -> bool:
-        """Does the VM run here, and on the other host's copy of one of its disks?"""
-        return self.primary is not None and self.primary.disks is not None and self.primary.disks.faults.away
-
-    @property
-    def trouble(self) -> str:
-        """What is wrong with the disks of the VM that runs here; empty if nothing is."""
-        disks = self.primary.disks if self.primary is not None else None
-        return disks.faults.reason() if disks is not None else ""
-
-    def disk_status(self) -> dict[str, Any] | None:
-        """For the status reply; None of a VM without disks."""
-        if self.disks is None:
-            return None
-        applier = self.backup.disks.applier if self.backup is not None and self.backup.disks is not None else None
-        status = self.disks.status(self.drives, applier)
-        if self.primary is not None and self.primary.disks is not None:
-            faults = self.primary.disks.faults
-            status["disks"] = [{**disk, **faults.status(disk["name"])} for disk in status["disks"]]
-        return status
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = watched(work, f"{self.name}: {getattr(work, '__name__', 'task')}")
@@ -220,7 +202,7 @@ class Machine:
     async def _launch(self, *, incoming: bool) -> tuple[Qemu, GuestRam]:
         assert self.front is not None
         vm, host, life, spec = self._vm, self._config.host, self._life, self._spec
-        self.drives = await Drives.open(spec.disks, vm.limits.disk) if spec.disks else None
+        self.drives = await self._usable(Drives.open(spec.disks, vm.limits.disk)) if spec.disks else None
         loop = asyncio.get_running_loop()
         self._ram = await loop.run_in_executor(None, GuestRam.create, host.ram_dir, vm.memory)
         tap = await self.front.attach_vm()
@@ -261,7 +243,7 @@ class Machine:
 
     async def _start_vm(self, term: int) -> None:
         life = self._life
-        past = await self.disks.start(term) if self.disks is not None else Past(None)
+        past = await self._usable(self.disks.start(term)) if self.disks is not None else Past(None)
         if (volumes := await self._reach_volumes()) is not None:
             await volumes.start(term)
         if life != self._life:
@@ -278,18 +260,29 @@ class Machine:
         qemu, ram = await self._launch(incoming=True)
         disks = None
         if self.disks is not None and self.drives is not None:
-            applier = await self.disks.receive(qemu, self._vm.limits.disk, lambda error: self._lost(error, life))
+            receiving = self.disks.receive(qemu, self._vm.limits.disk, lambda error: self._lost(error, life))
+            applier = await self._usable(receiving)
             disks = BackupDisks(applier, self.drives.sizes(), self._id, self._peer)
         self.backup = Backup(self.name, self._vm, self._id, copy, qemu, ram, disks, self.volumes, self._peer,
                              self._journal, self._post)
         if life == self._life:  # else it is ended in its turn
             self._post(core.ReplicaReady())
 
+    async def _usable(self, work: Awaitable[T]) -> T:
+        """Do what takes images; remember why they cannot be used."""
+        try:
+            return await work
+        except VmError as error:
+            self.view.unusable = _told(error)
+            raise
+
     def _lost(self, error: Exception, life: int) -> None:
         """The images of the replica cannot take more."""
         cause = _told(error)
         log.error("%s: the disks of the replica failed: %s", self.name, cause)
         if life == self._life:
+            self.view.unusable = cause
+            self._journal.event("images-failed", cause=cause)
             self._post(core.VmLost(cause))
 
     async def _take_over(self, term: int) -> None:
@@ -334,7 +327,7 @@ class Machine:
 
     def _become_primary(self, qemu: Qemu, ram: GuestRam, past: Past) -> None:
         assert self.front is not None
-        disks = None
+        disks, self.view.unusable = None, ""
         if self.disks is not None and self.drives is not None:
             disks = PrimaryDisks(self.disks, self.drives, past, qemu, self._peer, self._journal, self._id,
                                  self._vm.limits.copy_rate)

@@ -83,7 +83,7 @@ class Outlook:
 
     def _here(self, vm: Protection) -> Condition:
         """How this host is for that VM: its own disks may have failed, and no other's."""
-        trouble = vm.machine.trouble
+        trouble = vm.machine.view.trouble
         return msgspec.structs.replace(self.here, disk=False, reasons=(trouble, *self.here.reasons)) if trouble else \
             self.here
 

@@ -372,17 +372,18 @@ class Primary:
             while True:
                 await self._release_event.wait()
                 self._release_event.clear()
-                if self._release_to is not None:
-                    epoch, mark = self.committed, self._release_to
-                    inject.point("epoch.acked")
-                    if self.volumes is not None:  # when both hosts die, they alone know what was acknowledged
-                        await self.volumes.stored(epoch)
-                    await self._lease.granted()  # else the guard would drop what is due
-                    self._journal.out("commit", await self._front.gate.release(mark))
-                    inject.point("epoch.released")
-                    self._released = epoch
-                    self._journal.released(epoch, time.monotonic())
-                    self._out.set()
+                epoch, mark = self.committed, self._release_to
+                if mark is None or self.disks is not None and not await self.disks.settled():
+                    continue
+                inject.point("epoch.acked")
+                if self.volumes is not None:  # when both hosts die, they alone know what was acknowledged
+                    await self.volumes.stored(epoch)
+                await self._lease.granted()  # else the guard would drop what is due
+                self._journal.out("commit", await self._front.gate.release(mark))
+                inject.point("epoch.released")
+                self._released = epoch
+                self._journal.released(epoch, time.monotonic())
+                self._out.set()
         except (HoldfastError, inject.Injected) as error:  # the backup has all that was to go out: it can speak
             log.error("%s: output cannot leave this host: %s", self._name, error)
             self._post(core.VmLost(f"output cannot leave this host: {error}"))

@@ -6,6 +6,7 @@ is known from the first moment to the last.
 from __future__ import annotations
 
 import asyncio
+import logging
 
 from appliance.disk_faults import DiskFaults
 from appliance.disk_rounds import DiskRounds
@@ -18,6 +19,8 @@ from vmlink.disk.record import Record
 from vmlink.errors import VmError
 from vmlink.qemu import Qemu
 from vmlink.wire import Ack, Message, decode_pieces
+
+log = logging.getLogger("holdfast.disks")
 
 
 class PrimaryDisks:
@@ -48,6 +51,18 @@ class PrimaryDisks:
         self.drives.acknowledged(epoch)
         self.drives.source = self._partner.read
         self._mirror.confirm(ack.durable)
+
+    async def settled(self) -> bool:
+        """May what the VM sent go out, of epochs that the other host has acknowledged? Not while it has them in its
+        memory alone, if this host could not make up for that."""
+        if not self.faults.relying:
+            return True
+        try:
+            await self.drives.settled()
+        except OSError as error:
+            log.warning("output waits for the other host's disks: %s", error)
+            return False
+        return True
 
     def alone(self) -> None:
         """No epoch follows: what the VM writes is listed for the next copy. Idempotent."""

@@ -226,9 +226,9 @@ class Protection:
     def peer_down(self, reason: str, doubtful: bool, speaks_until: float) -> None:
         silent = round((time.monotonic() - self._peer.last_heard) * 1e3, 1)
         self.journal.event("peer-down", reason=reason, doubtful=doubtful, silent_ms=silent)
-        if self.machine.away:  # without the other host's copy of its disks the VM cannot go on here, but there it can
-            self.post(core.VmLost(f"the other host has the only whole copy of its disks ({self.machine.trouble}), and "
-                                  f"is lost: {reason}"))
+        if (view := self.machine.view).away:  # without the other host's copy the VM cannot go on here, but there it can
+            self.post(core.VmLost(f"the other host has the only whole copy of its disks ({view.trouble}), and is lost: "
+                                  f"{reason}"))
         self.post(core.PeerDown(reason, doubtful, speaks_until))
 
     def peer_heard(self, until: float) -> None:
@@ -289,8 +289,8 @@ class Protection:
             "replay_log": {"bytes": backup.replay.bytes if backup else 0,
                            "dropped": backup.replay.dropped if backup else 0,
                            "unlogged": primary.replay.unlogged if primary else 0},
-            "disks": machine.disk_status(),
-            "volumes": machine.volumes.status() if machine.volumes is not None else [],
+            "disks": machine.view.disks(),
+            "volumes": machine.view.volumes(),
             "sync": primary.copy.progress if primary and primary.copy else None,
             "events": list(self.journal.events),
         }

@@ -140,8 +140,8 @@ class Verbs:
         """On both hosts, so that it stands whichever has the VM."""
         vm = self._vm(args)
         here = vm.state.role is Role.PRIMARY
-        if verb == "unprotect" and vm.machine.away:
-            raise Unsafe(f"{vm.name} lives on the other host's copy of its disks ({vm.machine.trouble})",
+        if verb == "unprotect" and vm.machine.view.away:
+            raise Unsafe(f"{vm.name} lives on the other host's copy of its disks ({vm.machine.view.trouble})",
                          f"move it there first: holdfast switchover {vm.name}")
         if not here and not args.get("relayed"):
             told = vm.state.peer is not None and vm.state.peer.phase in CLAIMING

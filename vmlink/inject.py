@@ -28,6 +28,8 @@ POINTS = (
     "replica.received",  # backup: the whole epoch is here, not acknowledged
     "replica.acked",  # backup: acknowledged, not applied
     "replica.applied",  # backup: applied
+    "drive.writing",  # primary: the VM writes to a disk, nothing of it is recorded
+    "drive.recorded",  # primary: it is recorded, QEMU has not been answered
     "disk.journaled",  # backup: what the epoch wrote to disks is in the journal, no image is touched
     "disk.applying",  # backup: half of it is in the images
     "disk.applied",  # backup: all of it is, not flushed

@@ -13,6 +13,7 @@ from appliance import config as cfg
 from appliance.health.clocks import Clocks
 from appliance.health.disks import Disks, places
 from appliance.health.fitness import Fitness, fitness
+from appliance.health.images import Images
 from appliance.health.links import Link, Links
 from appliance.health.machines import Guest, Machines
 from appliance.health.memory import Memory
@@ -69,7 +70,8 @@ class Health:
         bridges = sorted({vm.bridge for vm in config.vm.values()})
         return [Uplinks(bridges, config.health, self._wake.set), Reach(bridges, config.health),
                 Links(self._links, config.health), Disks(places(config), config.health), Memory(config.health),
-                Processors(config.health), Machines(self._guests, config.health), Clocks(config.health)]
+                Processors(config.health), Machines(self._guests, config.health), Images(self._guests, config.health),
+                Clocks(config.health)]
 
     async def _repeat(self, monitor: Monitor) -> None:
         while True:

@@ -29,11 +29,14 @@ WAIT = 0.3
 @dataclass(frozen=True)
 class Guest:
     """One VM on this host. qemu: None where it does not run. answers: when its monitor last answered a checkpoint
-    (monotonic), and in how many seconds; None if it takes none."""
+    (monotonic), and in how many seconds; None if it takes none. image_trouble: what is wrong with its images here; None
+    where nobody uses them."""
 
     vm: str
     qemu: Qemu | None
     answer: tuple[float, float] | None = None
+    has_disks: bool = False
+    image_trouble: str | None = None
 
 
 class _Question:

@@ -7,6 +7,7 @@ from appliance.lab.campaign_faults import AWAY_S, BLIND_S, Play, a_link, backup_
 
 IN_COPY_S = (0.0, 0.6)  # from the moment that a returned host is a backup: about as long as its copy takes
 BEFORE_CRASH_S = (0.0, 1.0)
+FLUSHES = 2  # in a copy, at least, of a VM whose clients write
 
 
 def disk_breaks(kind: str, play: Play) -> None:
@@ -27,6 +28,17 @@ def disk_fails_then_crash(play: Play) -> None:
     play.wait(*BEFORE_CRASH_S)
     play.fault("crash", play.primary)
     play.outlives(play.primary)
+
+
+def at_a_flush(play: Play) -> None:
+    """The backup dies when it has flushed its images. While clients write without a pause that is rare, but it does so
+    at the end of a copy."""
+    play.fault("service-kill", play.backup)
+    play.goes_on()
+    play.arm(play.backup, f"disk.flushed:kill:{play.chance.randint(1, FLUSHES)}")
+    play.heal(play.backup)
+    play.stage.dead(play.backup)
+    play.outlives(play.backup)
 
 
 def link_in_copy(kind: str, play: Play) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from appliance.lab.campaign_disks import disk_breaks, disk_fails_then_crash, link_in_copy
+from appliance.lab.campaign_disks import at_a_flush, disk_breaks, disk_fails_then_crash, link_in_copy
 from appliance.lab.campaign_faults import (
     Play,
     backup_at,
@@ -41,7 +41,7 @@ class Kind:
     disk: bool = False
 
 
-_AT = {"checkpoint": primary_at, "epoch": primary_at, "link": primary_at, "replica": backup_at,
+_AT = {"checkpoint": primary_at, "epoch": primary_at, "link": primary_at, "drive": primary_at, "replica": backup_at,
        "disk": backup_at, "takeover": takeover_at, "handover": handover_at}  # fmt: skip
 
 
@@ -51,7 +51,8 @@ def _points() -> dict[str, Kind]:
     for point in inject.POINTS:
         step = point.partition(".")[0]
         if step in _AT:
-            found[f"checkpoint-{point}:kill"] = Kind(partial(_AT[step], point), 1, disk=step == "disk")
+            found[f"checkpoint-{point}:kill"] = Kind(partial(_AT[step], point), 1, disk=step in ("disk", "drive"))
+    found["checkpoint-disk.flushed:kill"] = Kind(at_a_flush, 1, disk=True)
     found["checkpoint-sync.round:raise"] = Kind(partial(sync_at, "sync.round"), 1)
     return found
 

@@ -182,7 +182,23 @@ def _progress(key: str) -> Callable[[VmSight], float | None]:
     return read
 
 
-_VM, _LINK = ("vm",), ("link",)
+def _replica(key: str) -> Callable[[VmSight], float | None]:
+    """Of the disks of a VM together; none of a VM without."""
+    return lambda vm: None if vm.disks is None else float(vm.disks[key])
+
+
+def _disks(read: Callable[[dict[str, Any]], float | None]) -> Callable[[Sight], Samples]:
+    """One sample for each disk; none where there is no value."""
+    def samples(sight: Sight) -> Samples:
+        for vm in sight.vms:
+            for disk in vm.disks["disks"] if vm.disks is not None else ():
+                if (value := read(disk)) is not None:
+                    yield (vm.name, str(disk["name"])), value
+
+    return samples
+
+
+_VM, _LINK, _DISK = ("vm",), ("link",), ("vm", "disk")
 FIGURES: tuple[Figure | Classes, ...] = (
     Figure("up", "This service serves; always 1", (), _one(lambda s: 1)),
     # where the VMs are
@@ -231,6 +247,26 @@ FIGURES: tuple[Figure | Classes, ...] = (
            _vms(lambda v: v.primary.replay.unlogged if v.primary is not None else 0)),
     Figure("rules_dropped_frames_total", "Frames of the VM that the packet filter dropped, by the reason why",
            ("vm", "cause"), _rules),
+    # disks
+    Figure("disk_size_bytes", "Bytes of the disk; absent while it is not open here", _DISK,
+           _disks(lambda d: d["size_bytes"])),
+    Figure("disk_recorded_bytes_total", "Bytes that the VM wrote to the disk in the epochs taken here, in this reign",
+           _DISK, _disks(lambda d: d["recorded_bytes"])),
+    Figure("disk_to_copy_bytes", "Bytes in blocks that were written while there was no replica to follow", _DISK,
+           _disks(lambda d: d["to_copy_bytes"])),
+    Figure("disk_other_reads_total", "Reads that only the other host's copy could answer, in this reign", _DISK,
+           _disks(lambda d: d["other_reads"])),
+    Figure("disk_failed", "1 while the image does not take or give what the VM here asks for", _DISK,
+           _disks(lambda d: d["trouble"] is not None)),
+    Figure("disk_waits", "1 while the VM here stands still for its disk", _DISK, _disks(lambda d: d["vm_waits"])),
+    Figure("disk_left", "1 if the VM here goes on with the other host's copy alone", _DISK,
+           _disks(lambda d: d["left"])),
+    Figure("disk_whole", "1 if the image here is a whole disk, 0 if it is half of a copy or was left; absent while "
+           "that is not known", _DISK, _disks(lambda d: d["whole"])),
+    Figure("disk_unapplied_bytes", "Bytes that the backup here acknowledged and has not in its images yet", _VM,
+           _vms(_replica("unapplied_bytes"))),
+    Figure("disk_unapplied_limit_bytes", "Bytes of them from which on it acknowledges later", _VM,
+           _vms(_replica("unapplied_limit_bytes"))),
     # the pair
     Figure("peer_up", "1 if a link to the other host carries messages", (), _one(lambda s: s.peer["state"] == "up")),
     Figure("lease_seconds", "For how long an answer of the peer lets the VMs speak", (),

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from appliance.arbiter.watch import ArbiterWatch
 from appliance.core import SPEAKING
@@ -32,6 +33,7 @@ class VmSight:
         self.sums: Sums = vm.journal.sums
         self.primary, self.backup, self.front = vm.machine.primary, vm.machine.backup, vm.machine.front
         self.last: EpochRecord | None = vm.journal.epochs[-1] if vm.journal.epochs else None
+        self.disks: dict[str, Any] | None = vm.machine.view.disks()
 
     @cached_property
     def gate(self) -> GateStats | None:

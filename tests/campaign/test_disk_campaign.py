@@ -40,11 +40,11 @@ def options(monkeypatch: pytest.MonkeyPatch) -> Iterator[Options]:
 
 @pytest.mark.timeout(300)
 def test_faults_of_disks_are_survived(options: Options, tmp_path: Path) -> None:
-    kinds = ["checkpoint-disk.applying:kill", "link-down-in-copy"]
+    kinds = ["checkpoint-disk.applying:kill", "link-down-in-copy", "disk-fail"]
     campaign = Campaign(options, tmp_path, KINDS)
     campaign.hold([Round(number, kind, 20) for number, kind in enumerate(kinds, start=1)], lambda _: None)
-    assert [outcome.problems for outcome in campaign.outcomes] == [[], []]
-    assert json.loads((tmp_path / "report.json").read_text())["survived"] == 2
+    assert [outcome.problems for outcome in campaign.outcomes] == [[], [], []]
+    assert json.loads((tmp_path / "report.json").read_text())["survived"] == 3
 
 
 def _a_sin(play: Play) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from appliance.disk_settings import Disk
 from appliance.disks import Disks
 from tests.disk import model
 from tests.disk.test_apply import SEED
@@ -34,7 +35,7 @@ def vm(tmp_path: Path) -> VmSpec:
 
 def disks_of(vm: VmSpec, directory: Path) -> Disks:
     host: Any = SimpleNamespace(state_dir=directory, run_dir=directory)
-    return Disks(vm, host)
+    return Disks(vm, host, {})
 
 
 def test_a_journal_is_replayed_before_a_vm_starts_afresh(vm: VmSpec, tmp_path: Path) -> None:
@@ -70,6 +71,27 @@ def test_an_image_that_is_gone_or_half_starts_no_vm(vm: VmSpec, tmp_path: Path) 
         vm.disks[1].path.unlink()
         with pytest.raises(VmError, match="there is no such image"):
             await disks.start(4)
+        await disks.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("other", ["a hard link", "a symbolic link", "the same name"])
+def test_an_image_that_another_vm_has_too_starts_none(vm: VmSpec, tmp_path: Path, other: str) -> None:
+    """Also one that became the other's after the configuration had been checked."""
+    image, link = vm.disks[1].path, tmp_path / "linked"
+    host: Any = SimpleNamespace(state_dir=tmp_path, run_dir=tmp_path)
+    path = image if other == "the same name" else link
+    disks = Disks(vm, host, {"web2": (Disk(name="data", path=path),)})
+
+    async def run() -> None:
+        if other != "the same name":
+            await disks.start(3)
+            await disks.close()
+            link.symlink_to(image) if other == "a symbolic link" else link.hardlink_to(image)
+        with pytest.raises(VmError, match=f"{image}: it is disk data of VM web2 as well") as told:
+            await disks.start(4)
+        assert "its own image" in told.value.hint
         await disks.close()
 
     asyncio.run(run())

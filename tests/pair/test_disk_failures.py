@@ -3,21 +3,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from appliance import control
 from appliance.errors import Unsafe
-from appliance.lab import blueprint
+from appliance.lab import blueprint, disks
 from appliance.lab.blueprint import VM, Options
 from appliance.lab.disks import Disk
 from tests.pair.pair import Pair, until
-from tests.pair.test_disks import MIB, Written
+from tests.pair.test_disks import MIB, Written, guest, quiet
 
 pytestmark = [
     pytest.mark.slow,
@@ -118,8 +121,36 @@ def runs_a_guest(pid: int) -> bool:
         return False
 
 
+@contextlib.contextmanager
+def hanging(pair: Pair, host: str) -> Iterator[None]:
+    """The storage below the images of `host` does not answer while the block runs."""
+    home = str(disks.home(pair.lab.name, host))
+    servers = [one for one in psutil.process_iter(["name", "cmdline"])
+               if one.info["name"] == "nbdkit" and any(home in word for word in one.info["cmdline"] or ())]
+    assert servers
+    for one in servers:
+        one.suspend()
+    try:
+        yield
+    finally:
+        for one in servers:
+            one.resume()
+
+
+def unapplied(pair: Pair, host: str) -> int:
+    return int((pair.vm(host).get("disks") or {}).get("unapplied_bytes", 0))
+
+
+def holdfast(pair: Pair, at: str, *words: str) -> str:
+    """What the command prints there."""
+    command = pair.lab.command(at, ["holdfast", *words])
+    return subprocess.run(command, env=pair.lab.environment(at), check=False, capture_output=True, text=True,
+                          timeout=60).stdout
+
+
 def test_an_image_that_was_left_is_never_started_from(pair: Pair) -> None:
-    """Who lived on the backup's copy and loses it cannot go on; nor may it start the VM from what it left."""
+    """Who lived on the backup's copy and loses it cannot go on, nor start the VM from what it left. Fenced, it lets
+    the other host start it, with all that clients were told: also while the storage there was slow."""
     written = Written(pair)
     primary, backup = pair.protected()
     tell(pair, primary, "drain", host=backup)
@@ -127,11 +158,32 @@ def test_an_image_that_was_left_is_never_started_from(pair: Pair) -> None:
     pair.lab.fault("disk-full", primary)
     written.write(0, *in_a_hole(4), 1)
     assert disk(pair, primary)["left"]
-    until("all is applied", lambda: pair.vm(backup)["disks"]["unapplied_bytes"] == 0)
-    pair.lab.fault("service-kill", backup)
+    with guest(pair) as one, guest(pair) as other, hanging(pair, backup):
+        for chunk, connection in ((5, one), (6, other)):  # the second is in nothing but memory there
+            waiting = unapplied(pair, backup)
+            connection.sendall(f"write 0 {chunk * written.CHUNK} {written.CHUNK} 1\n".encode())
+            until("it has arrived", lambda waiting=waiting: unapplied(pair, backup) >= waiting + written.CHUNK)
+        committed = pair.vm(primary)["committed"]
+        until("that is known here", lambda: pair.vm(primary)["committed"] > committed + 5)
+        for connection in (one, other):
+            connection.setblocking(False)
+            with pytest.raises(BlockingIOError):  # nobody was told that it is written
+                connection.recv(100)
+        pair.lab.fault("service-kill", backup)
     until("the VM ends here", lambda: pair.vm(primary).get("role") == "none" and not pair.qemus(primary))
     pair.lab.fault("service-kill", primary)
     for host in (primary, backup):
         pair.heal(host)
     until("the image is refused", lambda: "not whole" in pair.vm(primary).get("reason", ""))
     assert not [pid for host in (primary, backup) for pid in pair.qemus(host) if runs_a_guest(pid)]
+    assert "let the other host start the VM: holdfast fence" in holdfast(pair, primary, "status")
+    assert holdfast(pair, primary, "fence", primary, "--yes").startswith(f"{primary}: fenced\n")
+    pair.takes_over(backup)
+    pair.new_client()
+    written.check()
+    assert holdfast(pair, backup, "fence", primary, "--lift").startswith(f"{primary}: lifted\n")
+    assert pair.protected(60) == (backup, primary)
+    written.write(0, 7)
+    written.check()
+    assert not disk(pair, backup).get("left") and disk(pair, primary)["whole"]
+    quiet(pair)

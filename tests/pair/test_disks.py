@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -17,7 +18,9 @@ from appliance.lab import blueprint, disks, topology
 from appliance.lab.blueprint import VM, Options
 from appliance.lab.disks import Disk
 from appliance.lab.topology import HOSTS, VM_IP
+from tests.disk.test_holders import held
 from tests.pair.pair import Pair, until
+from tests.pair.test_configuration_faults import says_failed
 
 pytestmark = [
     pytest.mark.slow,
@@ -50,11 +53,18 @@ def disk_pair(fresh_name: Callable[[], str]) -> Iterator[Pair]:
     pair.down()
 
 
-def ask(pair: Pair, line: str) -> str:
-    """What the guest answers: see images/guest/guestd.c."""
+@contextlib.contextmanager
+def guest(pair: Pair) -> Iterator[socket.socket]:
+    """A connection over which the guest takes one order: see images/guest/guestd.c."""
     with topology.inside(pair.lab.netns("client")):
-        sock = socket.create_connection((VM_IP, CONTROL), 30)
-    with sock:
+        made = socket.create_connection((VM_IP, CONTROL), 30)
+    with made:
+        yield made
+
+
+def ask(pair: Pair, line: str) -> str:
+    """What the guest answers to an order."""
+    with guest(pair) as sock:
         sock.sendall(line.encode() + b"\n")
         return sock.recv(200).decode().strip()
 
@@ -180,6 +190,25 @@ def test_a_backup_that_dies_while_it_applies(disk_pair: Pair, point: str) -> Non
     pair.sound(primary)
 
 
+@pytest.mark.parametrize("armed", ["drive.writing:kill:2", "drive.recorded:kill:2", "drive.recorded:kill-vm:2",
+                                   "drive.writing:pause:2"])
+def test_a_primary_that_dies_in_a_write(disk_pair: Pair, armed: str) -> None:
+    """The service, which is QEMU's NBD server, dies or stands still with a request under way; or QEMU does. The guest
+    has its answer all the same, on the other host."""
+    pair, written = disk_pair, Written(disk_pair)
+    primary, backup = pair.protected()
+    written.write(0, 70)
+    pair.arm(primary, armed)
+    written.write(0, *range(71, 75))
+    pair.takes_over(backup)
+    written.check()
+    pair.heal(primary)
+    assert pair.protected(60) == (backup, primary)
+    written.check()
+    quiet(pair)
+    pair.sound(primary, backup)
+
+
 def test_who_was_active_last_has_all_that_was_acknowledged(disk_pair: Pair) -> None:
     """Both hosts lose power, the one that took over last: it starts the VM, afresh, from its own images."""
     pair, written = disk_pair, Written(disk_pair)
@@ -196,6 +225,50 @@ def test_who_was_active_last_has_all_that_was_acknowledged(disk_pair: Pair) -> N
     pair.new_client()
     written.check()
     quiet(pair)
+
+
+# --- images that cannot be used -------------------------------------------------------------------------
+
+@contextlib.contextmanager
+def another(image: Path, form: str, size: int) -> Iterator[None]:
+    """Another image in the place of `image` while the block runs; none if its size is 0."""
+    aside = image.with_suffix(".aside")
+    image.rename(aside)
+    if size:
+        subprocess.run(["qemu-img", "create", "-q", "-f", form, image, str(size)], check=True, timeout=20)
+    yield
+    aside.replace(image)
+
+
+def test_a_backup_that_cannot_use_its_image_says_why(disk_pair: Pair) -> None:
+    """Missing, of another format or size, in use: the VM goes on alone, and is protected once the cause is gone."""
+    pair, written = disk_pair, Written(disk_pair)
+    primary, backup = pair.protected()
+    written.write(0, 60)
+    image = disks.image(pair.lab.name, backup, 0, pair.lab.options.all_disks()[0])
+    for spoilt, *words in (
+        (another(image, "raw", 0), "there is no such image", f"qemu-img create -f raw {image} SIZE"),
+        (another(image, "qcow2", SIZES[0]), "it is a qcow2 image, but format= says raw", "correct format="),
+        (another(image, "raw", SIZES[1]), f"{SIZES[0]}", f"{SIZES[1]}", "disks of the same size"),
+    ):
+        pair.protected(60)
+        with spoilt:
+            pair.lab.fault("qemu-kill", backup)
+            says_failed(pair.lab, backup, *words)
+            written.write(0, 61)
+    pair.protected(60)
+    with contextlib.ExitStack() as holding:
+        with another(image, "raw", 0):
+            pair.lab.fault("qemu-kill", backup)
+            says_failed(pair.lab, backup, "there is no such image")
+            pid = holding.enter_context(held("-f", "raw", str(image.with_suffix(".aside"))))
+        says_failed(pair.lab, backup, f"in use by process {pid} (qemu-io)", "end what has it open")
+        assert pair.vm(primary)["phase"] == "solo"
+        written.write(0, 62)
+    assert pair.protected(60) == (primary, backup)
+    written.check()
+    quiet(pair)
+    pair.sound(primary)
 
 
 # --- disks that fail, links that are cut ---------------------------------------------------------------

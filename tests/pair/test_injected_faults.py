@@ -18,8 +18,8 @@ pytestmark = [
 PRIMARY = [point for point in inject.POINTS if point.startswith(("checkpoint.", "epoch.", "link."))]
 BACKUP = [point for point in inject.POINTS if point.startswith("replica.")]
 TAKEOVER = [point for point in inject.POINTS if point.startswith("takeover.")]
-DISKS = [point for point in inject.POINTS if point.startswith("disk.")]
-"""In tests/disk/test_killed.py: this VM has none."""
+DISKS = [point for point in inject.POINTS if point.startswith(("disk.", "drive."))]
+"""In tests/disk/test_killed.py and test_disks.py: this VM has none."""
 VOLUMES = [point for point in inject.POINTS if point.startswith(("volume.", "redo."))]
 """In test_volumes."""
 ELSEWHERE = {"sync.round", "handover.released", *DISKS, *VOLUMES}

@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,12 +12,12 @@ import psutil
 import pytest
 
 from appliance import control
-from appliance.lab import blueprint, faults, processes, topology, volume
+from appliance.lab import blueprint, faults, processes, volume
 from appliance.lab.blueprint import VM, Options
 from appliance.lab.topology import HOSTS, THIRD
 from appliance.lab.volume import Volume
 from tests.pair.pair import Pair, until
-from tests.pair.test_disks import CONTROL, Written, ask
+from tests.pair.test_disks import Written, ask, guest
 from vmlink import inject
 
 pytestmark = [
@@ -51,15 +49,6 @@ def on_the_volume(pair: Pair, chunk: int) -> bytes:
     with volume.image(pair.lab.name, SHARED).open("rb") as file:
         file.seek(chunk * CHUNK)
         return file.read(CHUNK)
-
-
-@contextlib.contextmanager
-def guest(pair: Pair) -> Iterator[socket.socket]:
-    """A connection to the guest over which it takes one order: see images/guest/guestd.c."""
-    with topology.inside(pair.lab.netns("client")):
-        made = socket.create_connection((topology.VM_IP, CONTROL), 30)
-    with made:
-        yield made
 
 
 def write(chunk: int, seed: int) -> bytes:

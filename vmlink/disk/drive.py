@@ -18,9 +18,10 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 import numpy as np
 
+from vmlink import inject
 from vmlink.disk.dirty import DirtyBlocks, Unconfirmed
 from vmlink.disk.nbd import Export
-from vmlink.disk.record import WRITE_COST, Kind, Overlay, Record, Write, lay
+from vmlink.disk.record import SECTOR, WRITE_COST, Kind, Overlay, Record, Write, lay
 from vmlink.disk.server import DiskServer
 from vmlink.disk.spec import DiskSpec
 from vmlink.errors import VmError
@@ -31,7 +32,7 @@ LOOK_TIMEOUT = 10.0
 
 Source = Callable[[int, int, int], Awaitable[Buffer]]
 """Reads `length` bytes at `offset` of the disk of this index from the other host's copy; raises OSError. The answer
-holds every epoch that was acknowledged when it was asked."""
+holds every epoch that was acknowledged when it was asked; when it comes, that host has them all on its disks."""
 
 
 class Drive:
@@ -46,10 +47,13 @@ class Drive:
         """Is the local image left out, because it failed?"""
         self.reads = 0
         """What was read through us: the local image could not."""
+        self.recorded_bytes = 0
+        """Data in the records of all epochs that have ended."""
         self._overlay: Overlay | None = None
 
     def write(self, kind: Kind, offset: int, length: int, data: Buffer) -> bool:
         """A change by the VM. Returns whether `data` is kept. Raises OSError when neither host could keep it."""
+        inject.point("drive.writing")
         record = self.record
         if record is None:
             if self.away:
@@ -61,6 +65,7 @@ class Drive:
         self._drives.recorded(len(data) + WRITE_COST)
         if self._overlay is not None:
             self._overlay.add(write, self._drives.epoch + 1)
+        inject.point("drive.recorded")
         return True
 
     async def read(self, offset: int, length: int) -> Buffer:
@@ -92,6 +97,7 @@ class Drive:
         """The record of the epoch that ends now; the next one begins."""
         record, self.record = self.record, Record()
         assert record is not None
+        self.recorded_bytes += record.data_bytes
         if record.writes:
             self.unconfirmed.note(epoch, *_places(record))
         return record
@@ -224,6 +230,12 @@ class Drives:
             self._sent.popleft()
         for drive in self._drives:
             drive.forget(epoch)
+
+    async def settled(self) -> None:
+        """Return when the other host has on its disks all that it has acknowledged. Raises OSError."""
+        if self.source is None:
+            raise OSError(errno.EIO, "there is no other copy now")
+        await self.source(0, 0, SECTOR)
 
     def durable(self, epoch: int) -> None:
         """The other host has everything up to this epoch on its disks."""

@@ -98,7 +98,8 @@ def started(state: State, term: int) -> State:
         raise VmError(f"the image of disk {', '.join(torn)} on this host is not whole: "
                       + ("the copy from the other host had not ended" if state.standing is Standing.HALF else
                          "the disk below it failed while the VM went on with the other host's"),
-                      "let the other host start the VM; or restore the image from a backup under another file name")
+                      "let the other host start the VM: holdfast fence, with the name of this one; or restore the "
+                      "image from a backup under another file name")
     return msgspec.structs.replace(_active(state), term=term)
 
 
