@@ -279,7 +279,7 @@ class Volumes:
             await access.close()
             while True:
                 try:
-                    self._access = await Access.open(self._program, self.specs, self._path)
+                    self._access = await self._reached_again()
                     break
                 except VmError as again:
                     self._does_not_answer(again)
@@ -287,6 +287,15 @@ class Volumes:
             self._access.lease(self._until)
             self.trouble = ""
             log.info("the volumes answer again")
+
+    async def _reached_again(self) -> Access:
+        """Raises VmError: also when it is another volume that answers now, which is not this VM's to write to."""
+        access = await Access.open(self._program, self.specs, self._path)
+        if access.identities == self.identities:
+            return access
+        await access.close()
+        raise VmError(f"another volume answers: {', '.join(access.identities)} instead of {', '.join(self.identities)}",
+                      "look at what the target exports; a volume is resized while its VM runs nowhere")
 
     def _does_not_answer(self, error: VmError) -> None:
         if not self.trouble:

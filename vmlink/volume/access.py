@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -16,7 +17,7 @@ from typing import ParamSpec, TypeVar
 from vmlink import inject
 from vmlink.disk.exporter import exporting
 from vmlink.disk.images import write_all
-from vmlink.disk.record import Write
+from vmlink.disk.record import DiskWrites, Kind, Write
 from vmlink.disk.store import Store
 from vmlink.errors import VmError
 from vmlink.process import Child
@@ -27,7 +28,15 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 TIMEOUT = 5.0
-"""Seconds in which a volume must have answered."""
+"""Seconds in which a volume must have answered: a read, or a portion of what is written."""
+PORTION = 1 << 20
+"""Bytes in a portion: a volume that is slow, and not gone, has done it in time however much waits for it."""
+MOST = 64
+"""Writes in a portion."""
+ZEROS = 64 << 20
+"""Bytes of zeros in a write."""
+FLUSH_EACH = 4
+"""Portions after which the volumes are flushed: no flush has more to do."""
 GONE = 0.2
 """Seconds in which a QEMU that was killed is known to be gone."""
 READERS = 4
@@ -46,6 +55,8 @@ class Access:
         self._readers: list[asyncio.Queue[Store]] = []
         self._stores: list[Store] = []
         self._child: Child | None = None
+        self._moved = 0.0
+        self._closed = False
         self.sizes: list[int] = []
         self.identities: list[str] = []
 
@@ -91,7 +102,8 @@ class Access:
         return store
 
     async def close(self) -> None:
-        """End it; what is under way fails. Idempotent."""
+        """End it; what is under way fails, and so does what is asked for later. Idempotent."""
+        self._closed = True
         for store in self._stores:
             store.close()
         await self._undo.aclose()
@@ -99,6 +111,8 @@ class Access:
         self._threads.shutdown(wait=False)
 
     async def _run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        if self._closed:  # by who reaches the volumes anew, while others still ask here
+            raise VmError(f"{self}: not reached at the moment", _REMEDY)
         return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: work(*args, **kwargs))
 
     async def gone(self) -> bool:
@@ -130,26 +144,62 @@ class Access:
 
         Raises VmError, or LeaseOver.
         """
-        try:
-            async with asyncio.timeout(TIMEOUT):
-                await self._run(self._write, writes)
-        except TimeoutError:
-            for store in self._writers:
-                store.close()
-            raise VmError(f"{self}: not written within {TIMEOUT:g} s", _REMEDY) from None
+        self._moved = time.monotonic()
+        working = asyncio.ensure_future(self._run(self._write, writes))
+        while not working.done():
+            left = self._moved + TIMEOUT - time.monotonic()
+            if left <= 0:
+                for store in self._writers:
+                    store.close()  # which ends the work
+                await asyncio.wait((working,), timeout=TIMEOUT)
+                raise VmError(f"{self}: nothing was written within {TIMEOUT:g} s", _REMEDY)
+            await asyncio.wait((working,), timeout=left)
+        await working
 
     def _write(self, writes: Sequence[Sequence[Write]]) -> None:
-        flat = [(volume, write) for volume, some in enumerate(writes) for write in some]
+        portions = list(_portions((volume, write) for volume, some in enumerate(writes) for write in some))
         with self._lease.writing():
             inject.point("volume.writing")
-            write_all(self._writers, flat, passing=lambda: inject.point("volume.half"))
-            for store, some in zip(self._writers, writes, strict=True):
-                if some:
-                    store.flush()
+            for number, portion in enumerate(portions, 1):
+                passing = _half if number == len(portions) // 2 + 1 else _on
+                write_all(self._writers, portion, passing)
+                self._moved = time.monotonic()
+                if number % FLUSH_EACH == 0 or number == len(portions):
+                    self._flush(writes)
         inject.point("volume.written")
+
+    def _flush(self, writes: Sequence[Sequence[Write]]) -> None:
+        for store, some in zip(self._writers, writes, strict=True):
+            if some:
+                store.flush()
+                self._moved = time.monotonic()
 
     def __str__(self) -> str:
         return "; ".join(map(str, self._volumes))
+
+
+def _half() -> None:
+    inject.point("volume.half")
+
+
+def _on() -> None:
+    pass
+
+
+def _portions(writes: Iterable[tuple[int, Write]]) -> Iterator[DiskWrites]:
+    """The writes, which do not overlap, in portions that a slow volume does in time."""
+    portion: DiskWrites = []
+    size = 0
+    for volume, write in writes:
+        step = max(PORTION, len(write.data)) if write.kind is Kind.WRITE else ZEROS
+        for at in range(0, write.length, step):
+            if portion and (size + len(write.data) > PORTION or len(portion) == MOST or not write.data):
+                yield portion
+                portion, size = [], 0
+            portion.append((volume, Write(write.kind, write.offset + at, min(step, write.length - at), write.data)))
+            size += len(write.data)
+    if portion:
+        yield portion
 
 
 _REMEDY = "look at the storage network, at the target, and at what it lets this host do"
