@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -100,6 +101,26 @@ def test_a_lease_that_is_taken_away_ends_it_at_once(leased: Leased) -> None:
     with pytest.raises(VmError), leased.lease.writing():
         leased.lease.renew(0.0)
         assert leased.child.wait(10) == -signal.SIGKILL
+
+
+def test_who_renews_does_not_wait_for_a_qemu_that_does_not_answer(leased: Leased) -> None:
+    """The event loop renews; a worker waits for the answer meanwhile."""
+    leased.lease.renew(time.monotonic() + 60)
+    leased.child.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, leased.child.pid, os.WSTOPPED | os.WNOWAIT)
+    with ThreadPoolExecutor(1) as worker:
+        def ask() -> None:
+            with leased.lease.writing():
+                pass
+
+        asking = worker.submit(ask)
+        while not leased.lease._under_way:
+            assert not asking.done()
+        for _ in range(2000):  # more than the socket takes
+            leased.lease.renew(time.monotonic() + 60)
+        assert not asking.done()
+        with pytest.raises(VmError, match="did not answer within"):
+            asking.result(10)
 
 
 def test_what_is_in_the_buffer_of_a_connection_is_not_delivered() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import struct
 import threading
@@ -46,7 +47,7 @@ class Lease:
 
     def __init__(self) -> None:
         self._ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._ours.settimeout(ANSWER_TIMEOUT)
+        self._ours.setblocking(False)  # the lock is the event loop's too: nothing waits that has it
         self._lock = threading.Lock()
         self._under_way = False
         self._until = 0.0
@@ -65,7 +66,7 @@ class Lease:
             self._until = until
             if self._under_way:
                 with contextlib.suppress(OSError):
-                    self._ours.send(_ORDER.pack(max(1, int(until * 1e9)), 0), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+                    self._ours.send(_ORDER.pack(max(1, int(until * 1e9)), 0), socket.MSG_NOSIGNAL)
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
@@ -75,11 +76,10 @@ class Lease:
                 raise LeaseOver("the lease of this host is over")
             try:
                 self._ours.send(_ORDER.pack(int(self._until * 1e9), 1), socket.MSG_NOSIGNAL)
-                self._under_way = True
-                if not self._ours.recv(_ORDER.size):
-                    raise VmError("the QEMU that writes to the volumes is gone")
             except OSError as error:
                 raise VmError(f"the QEMU that writes to the volumes does not answer: {error}") from error
+            self._under_way = True
+        self._answered()
         yield  # what fails within leaves the timer set: the QEMU is ended anyway
         with self._lock:
             self._under_way = False
@@ -87,3 +87,15 @@ class Lease:
                 self._ours.send(_ORDER.pack(0, 0), socket.MSG_NOSIGNAL)
             except OSError as error:
                 raise VmError(f"the QEMU that writes to the volumes is gone: {error}") from error
+
+    def _answered(self) -> None:
+        """Wait until the timer is set. Raises VmError."""
+        waiting = select.poll()
+        waiting.register(self._ours, select.POLLIN)
+        try:
+            if not waiting.poll(ANSWER_TIMEOUT * 1e3):
+                raise VmError(f"the QEMU that writes to the volumes did not answer within {ANSWER_TIMEOUT:g} s")
+            if not self._ours.recv(_ORDER.size):
+                raise VmError("the QEMU that writes to the volumes is gone")
+        except OSError as error:
+            raise VmError(f"the QEMU that writes to the volumes does not answer: {error}") from error
