@@ -58,3 +58,12 @@ def test_who_sees_the_same(tmp_path: Path) -> None:
         VolumeSpec("vol", str(tmp_path / "file")).identity(size)
     with pytest.raises(VmError, match="No such file"):
         VolumeSpec("vol", str(tmp_path / "none")).identity(size)
+
+
+def test_a_device_that_has_no_name_is_nobodys_to_share() -> None:
+    """Its path and its size say nothing: the other host may have another device there."""
+    free = [place for place in Path("/sys/block").glob("loop*") if not (place / "loop").exists()]
+    if not free or not (device := Path("/dev") / free[0].name).is_block_device():
+        pytest.skip("a loop device that is free")
+    with pytest.raises(VmError, match="neither a WWID nor a serial number"):
+        VolumeSpec("vol", str(device)).identity(1 << 20)

@@ -110,9 +110,14 @@ def _identity_of_device(volume: VolumeSpec) -> str:
         raise VmError(f"{volume}: {error.strerror}", "look at the storage below it") from None
     if not stat.S_ISBLK(facts.st_mode):
         raise VmError(f"{volume}: no block device", "use disk tables for images that each host has for itself")
-    place = Path(f"/sys/dev/block/{os.major(facts.st_rdev)}:{os.minor(facts.st_rdev)}")
+    place = Path(f"/sys/dev/block/{os.major(facts.st_rdev)}:{os.minor(facts.st_rdev)}").resolve()
+    part = ""
+    with contextlib.suppress(OSError):  # a part of a device has no name of its own
+        part = f", partition {(place / 'partition').read_text().strip()} from {(place / 'start').read_text().strip()}"
+        place = place.parent
     for source in ("wwid", "device/wwid", "dm/uuid", "serial", "loop/backing_file"):
         with contextlib.suppress(OSError):
             if said := (place / source).read_text(errors="replace").strip():
-                return said
-    return f"without a name at {volume.at}"
+                return said + part
+    raise VmError(f"{volume}: the device has neither a WWID nor a serial number: nobody can tell whether the "
+                  "other host has the same one", "reach the volume by iscsi:// or nbd://")
