@@ -70,6 +70,7 @@ class Machine:
         others = {other: of.disk for other, of in config.vm.items() if other != name}
         self.disks = Disks(self._spec, config.host, others) if vm.disk else None
         self.view = DiskView(self, vm.limits.disk)
+        self._redo = Redo(config.host.state_dir / f"{name}.redo") if vm.volume else None
         self.primary: Primary | None = None
         self.backup: Backup | None = None
         self._taken_from = 0
@@ -148,6 +149,8 @@ class Machine:
         if self.front is not None:
             self.front.shut()
             self._drop(reason)
+        if self.primary is not None:
+            self.primary.hold()  # nobody renews the lease any more
         if self.volumes is not None:
             self.volumes.lease(0.0)
         if self._announcer is not None:
@@ -213,9 +216,9 @@ class Machine:
 
     async def _reach_volumes(self) -> Volumes | None:
         spec, host, life = self._spec, self._config.host, self._life
-        if spec.volumes:
+        if self._redo is not None:
             self.volumes = await Volumes.open(spec.binary(), spec.volumes, host.run_dir / f"{spec.name}.volumes.sock",
-                                              Redo(host.state_dir / f"{spec.name}.redo"), self._vm.limits.disk,
+                                              self._redo, self._vm.limits.disk,
                                               lambda error: self._volume_failed(error, life))
         return self.volumes
 
@@ -243,6 +246,8 @@ class Machine:
 
     async def _start_vm(self, term: int) -> None:
         life = self._life
+        if self._redo is not None:
+            await asyncio.get_running_loop().run_in_executor(None, self._redo.keep, term)
         past = await self._usable(self.disks.start(term)) if self.disks is not None else Past(None)
         if (volumes := await self._reach_volumes()) is not None:
             await volumes.start(term)

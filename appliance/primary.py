@@ -103,6 +103,8 @@ class Primary:
             then()
             return
         self._lease.alone()
+        if self._through is not None:  # of an older term: `hold` knows of one
+            self._through.cancel()
         self._through = watched(self.volumes.write_through(then), f"{self._name} writes through")
 
     def speak(self) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from appliance import durable
-from vmlink.disk.record import DiskWrites, Write, decode_writes, encode_writes
+from vmlink.disk.record import DiskWrites, decode_writes, encode_writes
 from vmlink.errors import VmError
 from vmlink.wire import WireError
 
@@ -62,28 +62,46 @@ class Redo:
     def load(self, term: int, volumes: Sequence[str]) -> DiskWrites:
         """What has to be written before the VM starts afresh under `term`; mostly nothing. Raises VmError when that is
         not certain."""
+        found = self._found()
+        if found is None:
+            return []
+        head, writes = found
+        if head.volumes != list(volumes):
+            raise VmError(f"{self.path} is about other volumes: {', '.join(head.volumes)}", _REMEDY)
+        self._require(head, term)
+        return writes
+
+    def keep(self, term: int) -> None:
+        """The VM is about to start here under `term`, and may fail to, as often as it is tried: the file is of that
+        term from now on. Raises VmError as `load`."""
+        found = self._found()
+        if found is not None:
+            head, writes = found
+            self._require(head, term)
+            self.save(term, head.volumes, head.sizes, writes)
+
+    def _found(self) -> tuple[_Head, DiskWrites] | None:
         try:
             content = self.path.read_bytes()
         except FileNotFoundError:
-            return []
+            return None
         except OSError as error:
             raise VmError(f"{self.path}: {error.strerror}", "look at the disk that holds host.state_dir") from None
         try:
-            head, writes = _understood(content)
+            return _understood(content)
         except (WireError, msgspec.MsgspecError, struct.error) as error:
             raise VmError(f"{self.path} is damaged: {error}", _REMEDY) from None
-        if head.volumes != list(volumes):
-            raise VmError(f"{self.path} is about other volumes: {', '.join(head.volumes)}", _REMEDY)
+
+    def _require(self, head: _Head, term: int) -> None:
         if head.term < term - 1:
             raise VmError(f"{self.path} is of term {head.term}, this is {term}: another host may have run the VM since",
                           _REMEDY)
-        return writes
 
 
 _REMEDY = "the volumes may miss what it holds; if the VM ran on the other host since, they do not: remove the file then"
 
 
-def _understood(content: bytes) -> tuple[_Head, list[tuple[int, Write]]]:
+def _understood(content: bytes) -> tuple[_Head, DiskWrites]:
     digest, body = content[len(_MAGIC):len(_MAGIC) + _DIGEST], content[len(_MAGIC) + _DIGEST:]
     if not content.startswith(_MAGIC) or hashlib.sha256(body).digest() != digest:
         raise WireError("its checksum is wrong")
@@ -94,7 +112,7 @@ def _understood(content: bytes) -> tuple[_Head, list[tuple[int, Write]]]:
         parts.append(body[at:at + length])
         at += length
     head = msgspec.json.decode(parts[0], type=_Head)
-    writes = []
+    writes: DiskWrites = []
     for part in parts[1:]:
         number, some = decode_writes(part, head.sizes)
         writes += [(number, write) for write in some]

@@ -61,3 +61,17 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no directory")
     with pytest.raises(VmError, match="state_dir|file"):
         Redo(tmp_path / "file" / "vm.redo").save(1, NAMES, SIZES, WRITES)
+
+
+def test_a_start_that_fails_again_and_again_does_not_make_it_too_old(redo: Redo) -> None:
+    """Each attempt has a term of its own; the storage may come back later than the hosts."""
+    for term in (8, 9, 10):
+        redo.keep(term)
+    assert len(redo.load(11, NAMES)) == len(WRITES)
+    with pytest.raises(VmError, match="another host may have run the VM since"):
+        redo.keep(12)
+
+
+def test_where_there_is_none_none_is_kept(tmp_path: Path) -> None:
+    Redo(tmp_path / "vm.redo").keep(3)
+    assert not list(tmp_path.iterdir())
