@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from appliance import config as cfg
 from appliance import core
 from appliance.backup_disks import BackupDisks
+from appliance.errors import HoldfastError
 from appliance.first_copy import SyncOffer, offer_of
 from appliance.journal import Journal
 from appliance.outbound import EPOCH_BYTES
@@ -22,6 +23,7 @@ from appliance.replay import ReplayLog
 from appliance.spoken import understood
 from appliance.volumes import Volumes
 from vmlink import inject
+from vmlink.errors import VmError
 from vmlink.qemu import Qemu
 from vmlink.ram import GuestRam
 from vmlink.replica import Replica
@@ -39,9 +41,10 @@ class Backup:
 
     def __init__(self, name: str, vm: cfg.Vm, vm_id: int, copy: int, qemu: Qemu, ram: GuestRam,
                  disks: BackupDisks | None, volumes: Volumes | None, peer: Peer, journal: Journal,
-                 post: Callable[[core.Event], None]) -> None:
+                 post: Callable[[core.Event], None],
+                 follow: Callable[[dict[str, int], dict[str, int]], Awaitable[None]]) -> None:
         self._name, self._id, self._copy, self._qemu, self._ram, self.disks = name, vm_id, copy, qemu, ram, disks
-        self._peer, self._journal, self._post, self.volumes = peer, journal, post, volumes
+        self._peer, self._journal, self._post, self._follow, self.volumes = peer, journal, post, follow, volumes
         own, shared = disks.sizes if disks else [], volumes.sizes if volumes else []
         self.replica = Replica(ram.pages, vm.limits.in_flight + vm.limits.disk + ram.size, [*own, *shared])
         self._own = len(own)
@@ -90,6 +93,12 @@ class Backup:
     async def _begin(self, term: int, payload: bytes | bytearray | memoryview) -> None:
         offer = understood(payload, SyncOffer, "an offer")
         own = await offer_of(self._qemu, self._ram, self.volumes)
+        if (offer.disks, offer.slots) != (own.disks, own.slots):
+            try:
+                await self._follow(offer.disks, offer.slots)
+            except (VmError, HoldfastError) as error:
+                self._post(core.ReplicaUnfit(f"its disks differ between the hosts: {error.message} ({error.hint})"))
+            return
         if offer != own:
             differ = ", ".join(f"{field} {getattr(offer, field)} there, {getattr(own, field)} here"
                                for field in offer.__struct_fields__ if getattr(offer, field) != getattr(own, field))

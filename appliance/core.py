@@ -11,6 +11,7 @@ from enum import StrEnum
 
 RETRY = 2.0
 """Seconds between two tries after a failure."""
+BY_OPERATOR = "protection is paused by the operator"
 
 
 class Role(StrEnum):
@@ -95,14 +96,12 @@ class State:
     asking_from: Phase | None = None
     wanted: tuple[int, Role] | None = None
     """Acted on once it is on disk."""
-    writing: int = 0
-    """Terms on their way to disk, wanted or not."""
-    highest: int = 0
-    """The highest term that is on disk or on its way there."""
+    writing: int = 0  # terms on their way to disk, wanted or not
+    highest: int = 0  # the highest term that is on disk or on its way there
     retry_at: float | None = None
     peer_speaks_until: float = 0.0  # monotonic seconds: the end of the lease of a peer that fell silent
-    paused: bool = False
-    """The operator does not want the VM protected now."""
+    paused: tuple[str, ...] = ()
+    """Why the VM is not to be protected now; empty: it is."""
     conditions: Conditions = Conditions()
     needs_word: bool = False
     """Taken over from a peer that handed the VM over: it may speak when the peer yields, or by a grant."""
@@ -260,9 +259,10 @@ class HandOverFailed:
 
 @dataclass(frozen=True)
 class Want:
-    """The operator wants the VM protected, or not for a while."""
+    """The VM is to be protected, or not for as long as there is this reason."""
 
     protection: bool
+    why: str = BY_OPERATOR
 
 
 @dataclass(frozen=True)

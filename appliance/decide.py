@@ -175,12 +175,12 @@ def _ordered(turn: Turn, event: Event) -> None:
             turn.to(Phase.HANDED, "handed over; what still arrives is forwarded")
         case HandOverFailed(cause) if turn.state.phase is Phase.HANDOVER:
             hand_over_failed(turn, cause)
-        case Want(protection):
-            turn.set(paused=not protection)
+        case Want(protection, why):
+            turn.set(paused=(*(each for each in turn.state.paused if each != why), *(() if protection else (why,))))
             if protection:
                 _look_again(turn)
             elif turn.state.phase in PROTECTING:
-                _sync_failed(turn, "protection is paused by the operator")
+                _sync_failed(turn, why)
         case Fence(reason):
             fence(turn, reason)
         case Lift():

@@ -46,7 +46,7 @@ class Trouble:
 
 
 class DiskFaults:
-    """See the module. Hears QEMU from its making on, until `close`."""
+    """See the module. `hear` is to get every event of QEMU's, until `close`."""
 
     def __init__(self, disks: Disks, drives: Drives, qemu: Qemu, journal: Journal) -> None:
         self._disks, self._drives, self._qemu, self._journal = disks, drives, qemu, journal
@@ -57,11 +57,9 @@ class DiskFaults:
         """Must what is let out be on the other host's disks before?"""
         self.missed = False
         """Has an image not taken a write or a flush? What it holds is not certain any more."""
-        qemu.monitor.listener = self._hear
 
     def close(self) -> None:
         """Do nothing more. Idempotent."""
-        self._qemu.monitor.listener = None
         if self._care is not None:
             self._care.cancel()
 
@@ -85,7 +83,7 @@ class DiskFaults:
 
     # --- what is done ---
 
-    def _hear(self, event: str, data: Mapping[str, object]) -> None:
+    def hear(self, event: str, data: Mapping[str, object]) -> None:
         fault = understand(event, data)
         if fault is None:
             return

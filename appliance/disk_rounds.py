@@ -103,7 +103,7 @@ class DiskRounds:
             raise VmError(f"the other host did not say within {OFFER_TIMEOUT:g} s what its disks hold",
                           "see its log") from None
         mirror, copy = self._mirror, self._running()
-        self.listed = listed = mirror.agrees(offer.point, offer.lists)
+        self.listed = listed = mirror.agrees(offer.point, offer.lists, offer.beyond)
         generation = secrets.randbits(62) | 1
         mirror.begin(generation)
         begin = Begin(generation, mirror.point if listed else None)

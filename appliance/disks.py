@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from appliance import config as cfg
 from appliance.disk_settings import Disk, claimed
+from vmlink import inject
 from vmlink.disk import state as st
 from vmlink.disk.apply import Applier
 from vmlink.disk.dirty import DirtyBlocks
@@ -24,6 +25,8 @@ from vmlink.disk.exporter import connected, exporting, offer, replay
 from vmlink.disk.holders import refuse_in_use
 from vmlink.disk.images import Images
 from vmlink.disk.mirror import Mirror
+from vmlink.disk.resize import enlarge
+from vmlink.disk.spec import DiskSpec
 from vmlink.disk.state import Point
 from vmlink.disk.store import Store
 from vmlink.errors import VmError
@@ -95,11 +98,38 @@ class Disks:
     async def start(self, term: int) -> Past:
         """The VM is about to start afresh here. Raises VmError when an image is not whole."""
         images = await self._look()
+        await self._replay(images)
+        return Past(*await _in_thread(images.start, term))
+
+    async def _replay(self, images: Images) -> None:
+        """Bring the epochs that the journal has into the images, which no QEMU uses."""
         if images.pending:
             async with exporting(self._spec.binary(), self._socket_path) as (exports, _):
                 await offer(exports, self._spec.disks)
                 await _in_thread(replay, images, exports, self._spec.disks)
-        return Past(*await _in_thread(images.start, term))
+
+    # --- disks that come, go and grow ---
+
+    def became(self, disks: tuple[DiskSpec, ...]) -> None:
+        """The disks are these from now on."""
+        self._spec = replace(self._spec, disks=disks)
+
+    async def remember(self, work: Callable[Concatenate[Images, P], None], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Have `work` done on what is remembered of the images; it is on disk when this returns."""
+        await _in_thread(work, self._opened(), *args, **kwargs)
+
+    async def enlarge(self, sizes: dict[str, int]) -> None:
+        """Give images that no VM uses these sizes, bytes by name of the disk: those of the VM on the other host."""
+        images = await self._look()
+        late = {disk: sizes[disk.name] for disk, size in zip(self._spec.disks, images.sizes, strict=True)
+                if sizes.get(disk.name, size) != size}
+        if late:
+            await self._replay(images)
+        for disk, size in late.items():
+            await self.remember(Images.growing, disk.name, size)
+            inject.point("disk.follow.noted")
+            await _in_thread(enlarge, disk, size)
+            inject.point("disk.follow.done")
 
     # --- a replica ---
 

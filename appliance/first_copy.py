@@ -21,13 +21,14 @@ from vmlink.wire import Message, Type
 
 
 class SyncOffer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the first copy will need on the other side. `disks`: the size of each, in bytes, by name. `volumes`: what
-    each shared volume is, by name."""
+    """What the first copy will need on the other side. `disks`: the size of each, in bytes, by name; `slots`: its place
+    on their bus. `volumes`: what each shared volume is, by name."""
 
     memory_bytes: int
     qemu: str
     machine: str  # vmlink.spec.fingerprint: machine, command line, content of kernel and initrd
     disks: dict[str, int] = {}
+    slots: dict[str, int] = {}
     volumes: dict[str, str] = {}
 
 
@@ -35,8 +36,9 @@ async def offer_of(qemu: Qemu, ram: GuestRam, volumes: Volumes | None) -> SyncOf
     """What `qemu` is; both hosts must come to the same."""
     machine = await asyncio.get_running_loop().run_in_executor(None, qemu.fingerprint)
     disks = {drive.spec.name: drive.size for drive in qemu.drives or ()}
+    slots = {drive.spec.name: drive.spec.slot for drive in qemu.drives or ()}
     seen = volumes.seen() if volumes is not None else {}
-    return SyncOffer(ram.size, qemu.version, machine, disks, seen)
+    return SyncOffer(ram.size, qemu.version, machine, disks, slots, seen)
 
 
 class FirstCopy:

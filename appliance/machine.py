@@ -12,12 +12,14 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from appliance import config as cfg
 from appliance import core
 from appliance.backup import Backup
 from appliance.backup_disks import BackupDisks
+from appliance.disk_sections import followed
 from appliance.disk_view import DiskView
 from appliance.disks import Disks, Past
 from appliance.errors import HoldfastError
@@ -26,13 +28,13 @@ from appliance.journal import Journal
 from appliance.peer import Peer
 from appliance.primary import Primary
 from appliance.primary_disks import PrimaryDisks
-from appliance.redo import Redo
-from appliance.volumes import LOOK, Volumes
+from appliance.volume_care import VolumeCare
+from appliance.volumes import Volumes
 from appliance.watched import watched
 from ebpf.errors import BpfError
 from vmlink import inject
 from vmlink.disk.drive import Drives
-from vmlink.disk.spec import DiskSpec
+from vmlink.disk.spec import DiskSpec, placed
 from vmlink.errors import VmError
 from vmlink.qemu import Qemu, VmSpec
 from vmlink.ram import GuestRam
@@ -45,8 +47,6 @@ ANNOUNCEMENTS = (0.0, 0.05, 0.2, 0.6, 1.5)
 """Seconds after the gate opened at which the VM is announced again."""
 HALT_TIMEOUT = 1.0
 """Seconds for a VM with disks to pause before it is ended; else its next copy has to compare all of them."""
-OTHERS_WORD = 1.5 * LOOK
-"""Seconds in which a backup that does not reach the volumes either has said so: its VM must not end on both hosts."""
 FAULTS = (VmError, HoldfastError, BpfError, OSError, inject.Injected)
 
 
@@ -56,7 +56,7 @@ class Machine:
     def __init__(self, name: str, vm: cfg.Vm, config: cfg.Config, peer: Peer, journal: Journal,
                  post: Callable[[core.Event], None]) -> None:
         self.name, self._id, self._vm, self._config = name, vm_id(name), vm, config
-        self._peer, self._journal, self._post = peer, journal, post
+        self._peer, self._journal, self.post = peer, journal, post
         self.front_spec = FrontSpec(name, vm.mac, vm.ip, vm.bridge, vm.limits.held)
         self.front: Front | None = None
         self.qemu: Qemu | None = None
@@ -65,19 +65,20 @@ class Machine:
         self.volumes: Volumes | None = None
         self._spec = VmSpec(name=name, memory_bytes=vm.memory, vcpus=vm.vcpus, mac=vm.mac, kernel=vm.kernel,
                             initrd=vm.initrd, append=vm.append, qemu=vm.qemu, accel=vm.accel,
-                            disks=tuple(DiskSpec(disk.name, disk.path, disk.format, disk.size) for disk in vm.disk),
+                            disks=placed([DiskSpec(each.name, each.path, each.format, each.size) for each in vm.disk]),
                             volumes=tuple(volume.spec() for volume in vm.volume))
         others = {other: of.disk for other, of in config.vm.items() if other != name}
         self.disks = Disks(self._spec, config.host, others) if vm.disk else None
+        self._sizes: dict[str, int] = {}  # what the other host's VM has, by disk
         self.view = DiskView(self, vm.limits.disk)
-        self._redo = Redo(config.host.state_dir / f"{name}.redo") if vm.volume else None
+        self._volume_care = VolumeCare(self, vm, config.host, journal)
         self.primary: Primary | None = None
         self.backup: Backup | None = None
         self._taken_from = 0
         """The term whose replica this VM was taken over from: what its host still forwards belongs here."""
         self._again: list[bytes] = []
         """Frames of committed epochs that clients may not have got, for the moment at which the gate opens."""
-        self._life = 0
+        self.life = 0
         self._work: asyncio.Queue[tuple[int, Callable[[], Awaitable[None]]]] = asyncio.Queue()
         self._tasks: set[asyncio.Task[None]] = set()
         self._announcer: asyncio.Task[None] | None = None
@@ -86,7 +87,7 @@ class Machine:
         """Prepare the front, silent. Raises HoldfastError or BpfError."""
         self.front = await Front.create(self.front_spec)
         self.front.sends_itself = self._journal.trail.sends_itself
-        self._spawn(self._worker())
+        self.spawn(self._worker())
 
     async def close(self) -> None:
         """End the VM here and take everything away."""
@@ -99,7 +100,34 @@ class Machine:
         if self.front is not None:
             await self.front.close()
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    @property
+    def disk_specs(self) -> tuple[DiskSpec, ...]:
+        """The disks that the VM has here, or would have."""
+        return self._spec.disks
+
+    def became(self, disks: tuple[DiskSpec, ...]) -> None:
+        """The disks of the VM are these from now on."""
+        self._spec = replace(self._spec, disks=disks)
+        if self.qemu is not None:
+            self.qemu.spec = self._spec
+        if self.disks is not None:
+            self.disks.became(disks)
+
+    async def follow(self, sizes: dict[str, int], slots: dict[str, int]) -> None:
+        """Have the disks that the VM has on the other host, bytes and places by name: a replica begins anew with them.
+
+        Raises VmError or ConfigError, and nothing changes.
+        """
+        disks = await followed(self._config, self.name, sizes, slots)
+        here = self.drives.sizes() if self.drives is not None else None
+        if self.backup is None or disks == self._spec.disks and here == [sizes[disk.name] for disk in disks]:
+            return
+        self._sizes = sizes
+        self.became(disks)
+        self._journal.event("disks-follow", sizes=sizes)
+        self.post(core.VmLost("the disks of the VM are others now"))
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = watched(work, f"{self.name}: {getattr(work, '__name__', 'task')}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -122,7 +150,7 @@ class Machine:
     def hand_over(self) -> None:
         """Pause the VM for good and let the backup have its last epoch."""
         if self.primary is not None and self.front is not None:
-            self._spawn(self._hand_over(self.primary, self.front))
+            self.spawn(self._hand_over(self.primary, self.front))
 
     def speak(self, term: int) -> None:
         """Open the gate and release all output as it comes. Only when the core says that this host may."""
@@ -136,7 +164,7 @@ class Machine:
         self.front.open(term)
         if not announced:
             self._journal.event("gate-open", term=term)
-            self._announcer = self._spawn(self._announce())
+            self._announcer = self.spawn(self._announce())
         self._journal.speaks()
         again, self._again = self._again, []
         self.front.send_again(again)
@@ -145,7 +173,7 @@ class Machine:
 
     def stop(self, reason: str) -> None:
         """Silence at once; the rest follows in the worker."""
-        self._life += 1
+        self.life += 1
         if self.front is not None:
             self.front.shut()
             self._drop(reason)
@@ -157,7 +185,7 @@ class Machine:
             self._announcer.cancel()
         if self.qemu is not None:
             self._journal.event("vm-stopped", reason=reason)
-            self._spawn(self._kill(self.primary, self.qemu))  # a load under way fails now instead of at its timeout
+            self.spawn(self._kill(self.primary, self.qemu))  # a load under way fails now instead of at its timeout
         self._order(self._end)
 
     async def _kill(self, primary: Primary | None, qemu: Qemu) -> None:
@@ -177,7 +205,7 @@ class Machine:
                 await self.backup.message(message)
             except FAULTS as error:  # of this host, not of the stream: the replica cannot be trusted any more
                 log.error("%s: the replica failed: %s", self.name, error)
-                self._post(core.VmLost(str(error)))
+                self.post(core.VmLost(str(error)))
         elif message.type is Type.INBOUND and self.primary is not None and self.front is not None:
             if message.term == self._taken_from:
                 frames = [frame for _, frame in decode_frames(decode_pieces(message))]
@@ -187,81 +215,60 @@ class Machine:
     # --- how it is done ---
 
     def _order(self, work: Callable[[], Awaitable[None]]) -> None:
-        self._work.put_nowait((self._life, work))
+        self._work.put_nowait((self.life, work))
 
     async def _worker(self) -> None:
         while True:
             life, work = await self._work.get()
-            if life != self._life:
+            if life != self.life:
                 continue  # ordered before the VM was stopped
             try:
                 await work()
             except FAULTS as error:
                 cause = _told(error)
                 log.error("%s: %s", self.name, cause)
-                if life == self._life:
-                    self._post(core.VmLost(cause))
+                if life == self.life:
+                    self.post(core.VmLost(cause))
 
     async def _launch(self, *, incoming: bool) -> tuple[Qemu, GuestRam]:
         assert self.front is not None
-        vm, host, life, spec = self._vm, self._config.host, self._life, self._spec
+        vm, host, life, spec = self._vm, self._config.host, self.life, self._spec
         self.drives = await self._usable(Drives.open(spec.disks, vm.limits.disk)) if spec.disks else None
         loop = asyncio.get_running_loop()
         self._ram = await loop.run_in_executor(None, GuestRam.create, host.ram_dir, vm.memory)
         tap = await self.front.attach_vm()
         self.qemu = await Qemu.start(spec, self._ram, tap_fd=tap, incoming=incoming, run_dir=host.run_dir,
                                      drives=self.drives, volumes=self.volumes)
-        self._spawn(self._watch(self.qemu, life))
+        self.spawn(self._watch(self.qemu, life))
         return self.qemu, self._ram
-
-    async def _reach_volumes(self) -> Volumes | None:
-        spec, host, life = self._spec, self._config.host, self._life
-        if self._redo is not None:
-            self.volumes = await Volumes.open(spec.binary(), spec.volumes, host.run_dir / f"{spec.name}.volumes.sock",
-                                              self._redo, self._vm.limits.disk,
-                                              lambda error: self._volume_failed(error, life))
-        return self.volumes
-
-    def _volume_failed(self, error: VmError, life: int) -> None:
-        """A backup is none any more. A primary's VM goes where the volume may answer, unless it answers nobody."""
-        if life != self._life:
-            return
-        self._journal.event("volume-failed", cause=_told(error))
-        if self.backup is not None:
-            self._post(core.VmLost(_told(error)))
-        else:
-            self._spawn(self._leave_volumes(error, life))
-
-    async def _leave_volumes(self, error: VmError, life: int) -> None:
-        await asyncio.sleep(OTHERS_WORD)
-        followed = self.primary is not None and self.primary.followed
-        if life == self._life and followed and self.volumes is not None and self.volumes.trouble:
-            self._post(core.VmLost(_told(error)))
 
     async def _watch(self, qemu: Qemu, life: int) -> None:
         cause = await qemu.died()
-        if life == self._life:
+        if life == self.life:
             self._journal.event("qemu-died", cause=cause)
-            self._post(core.VmLost(cause))
+            self.post(core.VmLost(cause))
 
     async def _start_vm(self, term: int) -> None:
-        life = self._life
-        if self._redo is not None:
-            await asyncio.get_running_loop().run_in_executor(None, self._redo.keep, term)
+        life = self.life
+        await self._volume_care.keep_redo(term)
         past = await self._usable(self.disks.start(term)) if self.disks is not None else Past(None)
-        if (volumes := await self._reach_volumes()) is not None:
-            await volumes.start(term)
-        if life != self._life:
+        self.volumes = await self._volume_care.reach(self._spec)
+        if self.volumes is not None:
+            await self.volumes.start(term)
+        if life != self.life:
             return
         qemu, ram = await self._launch(incoming=False)
-        if life == self._life:
+        if life == self.life:
             self._become_primary(qemu, ram, past)
-            self._post(core.VmRunning())
+            self.post(core.VmRunning())
 
     async def _start_replica(self, copy: int) -> None:
-        life = self._life
-        if (volumes := await self._reach_volumes()) is not None:
-            await volumes.follow()
+        life = self.life
+        if self.disks is not None:
+            await self.disks.enlarge(self._sizes)
+        self.volumes = await self._volume_care.reach(self._spec)
+        if self.volumes is not None:
+            await self.volumes.follow()
         qemu, ram = await self._launch(incoming=True)
         disks = None
         if self.disks is not None and self.drives is not None:
@@ -269,9 +276,9 @@ class Machine:
             applier = await self._usable(receiving)
             disks = BackupDisks(applier, self.drives.sizes(), self._id, self._peer)
         self.backup = Backup(self.name, self._vm, self._id, copy, qemu, ram, disks, self.volumes, self._peer,
-                             self._journal, self._post)
-        if life == self._life:  # else it is ended in its turn
-            self._post(core.ReplicaReady())
+                             self._journal, self.post, self.follow)
+        if life == self.life:  # else it is ended in its turn
+            self.post(core.ReplicaReady())
 
     async def _usable(self, work: Awaitable[T]) -> T:
         """Do what takes images; remember why they cannot be used."""
@@ -285,13 +292,13 @@ class Machine:
         """The images of the replica cannot take more."""
         cause = _told(error)
         log.error("%s: the disks of the replica failed: %s", self.name, cause)
-        if life == self._life:
+        if life == self.life:
             self.view.unusable = cause
             self._journal.event("images-failed", cause=cause)
-            self._post(core.VmLost(cause))
+            self.post(core.VmLost(cause))
 
     async def _take_over(self, term: int) -> None:
-        life, backup, qemu, ram, front = self._life, self.backup, self.qemu, self._ram, self.front
+        life, backup, qemu, ram, front = self.life, self.backup, self.qemu, self._ram, self.front
         if backup is None or qemu is None or ram is None or front is None:
             raise VmError("there is no replica to take over from", "this is a defect: please report it")
         inject.point("takeover.persisted")
@@ -304,7 +311,7 @@ class Machine:
                 past = await self.disks.take_over(backup.disks.applier, term)
 
         await backup.take_over(term, finish_disks)
-        if life != self._life:
+        if life != self.life:
             return
         self._journal.event("takeover-done", term=term)
         self.backup, self._taken_from = None, backup.replica.term
@@ -317,7 +324,7 @@ class Machine:
         self._journal.trail.copies("discarded", "not-whole", discarded, backup.replica.term, epoch)
         self._again = backup.unreleased()
         self._journal.event("replayed", frames=len(replayed), to_send_again=len(self._again))
-        self._post(core.VmRunning())
+        self.post(core.VmRunning())
 
     async def _hand_over(self, primary: Primary, front: Front) -> None:
         try:
@@ -325,19 +332,19 @@ class Machine:
         except (*FAULTS, TimeoutError) as error:
             if primary is self.primary:
                 log.error("%s: the handover failed: %s", self.name, error)
-                self._post(core.HandOverFailed(str(error) or "no answer in time"))
+                self.post(core.HandOverFailed(str(error) or "no answer in time"))
             return
         front.guard.close()  # what still comes in is forwarded
-        self._post(core.HandedOver())
+        self.post(core.HandedOver())
 
     def _become_primary(self, qemu: Qemu, ram: GuestRam, past: Past) -> None:
         assert self.front is not None
-        disks, self.view.unusable = None, ""
+        disks, self.view.unusable, self._sizes = None, "", {}
         if self.disks is not None and self.drives is not None:
             disks = PrimaryDisks(self.disks, self.drives, past, qemu, self._peer, self._journal, self._id,
                                  self._vm.limits.copy_rate)
         self.primary = Primary(self.name, self._vm, self._id, self.front, qemu, ram, disks, self.volumes, self._peer,
-                               self._journal, self._config.timing.lease_max, self._post)
+                               self._journal, self._config.timing.lease_max, self.post)
 
     async def _announce(self) -> None:
         begun = time.monotonic()

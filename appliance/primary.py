@@ -68,8 +68,7 @@ class Primary:
         self._leaving = asyncio.Event()
         self._left: asyncio.Future[None] | None = None
         self._handed = False
-        self._out = asyncio.Event()
-        self._stopping = asyncio.Event()
+        self._out, self._stopping = asyncio.Event(), asyncio.Event()
         self._acked = asyncio.Event()
         self._release_event = asyncio.Event()
         self._flights = Flights()
@@ -84,7 +83,7 @@ class Primary:
         """Stop everything. QEMU may be gone already."""
         self.replay.close()
         if self.disks is not None:
-            self.disks.faults.close()
+            self.disks.close()
         self.hold()
         self.stop_sync()
         if self._replication is not None:
@@ -159,6 +158,11 @@ class Primary:
         self.copy = None
         if self.disks is not None:
             self.disks.alone()
+
+    async def quiet(self) -> None:
+        """Return when a replication that was stopped has ended: no checkpoint pauses the VM any more."""
+        if self._replication is not None:
+            await asyncio.wait([self._replication])
 
     async def _replicate(self, term: int, copy: int, stopping: asyncio.Event,
                          previous: asyncio.Task[None] | None) -> None:
@@ -314,7 +318,8 @@ class Primary:
                 self.throttled += 1
             self._acked.clear()
             await self._acked.wait()
-        await self._sleep_until(self._pace.earliest(last.stopped, last.resumed), stopping)
+        if not stopping.is_set():
+            await asyncio.sleep(max(0.0, self._pace.earliest(last.stopped, last.resumed) - time.monotonic()))
         latest, self._output_at = self._pace.latest(last.stopped, last.resumed), last.resumed
         if self._pace.adaptive and not paused and not stopping.is_set() and not gate.pending():
             delay = latest - time.monotonic()
@@ -326,11 +331,6 @@ class Primary:
                 for end in ends:
                     end.cancel()
                 self._output_at = time.monotonic()
-
-    async def _sleep_until(self, moment: float, stopping: asyncio.Event) -> None:
-        delay = moment - time.monotonic()
-        if delay > 0 and not stopping.is_set():
-            await asyncio.sleep(delay)
 
     def message(self, message: Message) -> None:
         """What the backup says. Raises WireError when it makes no sense."""

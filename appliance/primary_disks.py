@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 
+from appliance.disk_changes import DiskChanges
 from appliance.disk_faults import DiskFaults
 from appliance.disk_rounds import DiskRounds
 from appliance.disks import Disks, Past
@@ -32,10 +34,21 @@ class PrimaryDisks:
         self._mirror = disks.mirror(drives, past)
         self._partner = Partner(peer, vm)
         self.faults = DiskFaults(disks, drives, qemu, journal)
+        self.changes = DiskChanges(disks, drives, qemu, self._mirror)
+        qemu.monitor.listener = self._hear
         self.drained = False
         """Is the VM paused for good, all it wrote done?"""
         self.given = 0
         """The last epoch, of a VM that was handed over: the other host has all of it."""
+
+    def _hear(self, event: str, data: Mapping[str, object]) -> None:
+        self.faults.hear(event, data)
+        self.changes.hear(event, data)
+
+    def close(self) -> None:
+        """Do nothing more for the disks. Idempotent."""
+        self._qemu.monitor.listener = None
+        self.faults.close()
 
     def rounds(self, term: int, stopping: asyncio.Event) -> DiskRounds:
         """A first copy of them. Raises VmError when they cannot be copied."""

@@ -261,7 +261,7 @@ class Protection:
         state, peer = self.state, self.state.peer
         there = {"phase": peer.phase, "role": peer.role, "term": peer.term} if peer is not None else None
         return {"role": state.role, "phase": state.phase, "reason": state.reason, "term": state.term,
-                "epoch": self.epoch, "paused": state.paused, "peer": there}
+                "epoch": self.epoch, "paused": core.BY_OPERATOR in state.paused, "peer": there}
 
     @property
     def epoch(self) -> int:

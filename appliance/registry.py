@@ -30,6 +30,7 @@ SOURCES = (
     "appliance.cli.log",
     "appliance.cli.moving",
     "appliance.cli.protecting",
+    "appliance.cli.disks",
     "appliance.cli.running",
     "appliance.cli.shell",
     "appliance.trace.commands",

@@ -22,7 +22,7 @@ def solo_hears(turn: Turn, peer: Peer) -> None:
     if peer.phase is Phase.RECEIVING and peer.term == state.term:
         due = _copy_due(state)
         if state.paused:
-            turn.set(reason="protection is paused by the operator")
+            turn.set(reason=state.paused[0])
         elif state.conditions.unfit:
             turn.set(reason=f"the peer cannot carry the VM: {state.conditions.unfit}")
         elif turn.now < due:

@@ -21,6 +21,7 @@ from appliance.arbiter.arbiter import make as make_arbiter
 from appliance.arbiter.watch import ArbiterWatch
 from appliance.control.server import ControlServer
 from appliance.detour import Detours
+from appliance.disk_verbs import DiskVerbs
 from appliance.events import Event, Events
 from appliance.exits import Exit
 from appliance.firewall import Firewall
@@ -83,7 +84,10 @@ class Service:
         verbs = Verbs(config.host.name, config.peer.name, self.vms, self._outlook.drained)
         table = {**verbs.table(), "health": self._report.verb, "history": self._history.verb}
         self._detours = Detours(config, self.peer, self.vms)
-        self._orders = Orders(self.peer, {**table, "detour": self._detours.verb})
+        disk_verbs = DiskVerbs(config, self.vms, self.peer)
+        self._orders = Orders(self.peer, {**table, **disk_verbs.asked(), "detour": self._detours.verb})
+        table |= disk_verbs.table()
+        disk_verbs.orders = self._orders
         verbs.orders = self._report.orders = self._detours.orders = self._history.orders = self._orders
         registry.access("status")  # reads all declarations now, and not while a VM waits
         self._web = Web(listen, self.monitoring().pages()) if (listen := config.metrics.listen) else None

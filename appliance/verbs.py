@@ -154,4 +154,4 @@ class Verbs:
                 if not here:
                     raise
         vm.post(core.Want(protection))
-        return {"schema": "holdfast.protect/1", "vm": vm.name, "paused": vm.state.paused}
+        return {"schema": "holdfast.protect/1", "vm": vm.name, "paused": core.BY_OPERATOR in vm.state.paused}

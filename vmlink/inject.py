@@ -34,6 +34,13 @@ POINTS = (
     "disk.applying",  # backup: half of it is in the images
     "disk.applied",  # backup: all of it is, not flushed
     "disk.flushed",  # backup: flushed, the journal not emptied
+    "disk.resize.noted",  # the size that an image will have is on disk, the VM's disk has the old one
+    "disk.resize.done",  # the VM has a larger disk, that it has is not on disk
+    "disk.plug.noted",  # the disk that the VM will have is on disk, it has none yet
+    "disk.plug.done",  # it has it
+    "disk.unplug.done",  # it has it no longer
+    "disk.follow.noted",  # backup: the size that its image will have is on disk
+    "disk.follow.done",  # backup: it has that size
     "volume.writing",  # what is due is to be written to the shared volumes, nothing of it is
     "volume.half",  # half of it is
     "volume.written",  # all of it is, flushed, and not yet counted as stored

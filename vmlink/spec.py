@@ -118,7 +118,9 @@ def arguments(spec: VmSpec, accel: str, fds: Inherited, *, incoming: bool, disk_
         "-device", f"virtio-net-pci,netdev=net0,mac={spec.mac},romfile=",
         "-device", "virtio-rng-pci",
     ]
-    for disk in spec.disks:
+    if spec.disks:
+        words += disk_spec.bridge()
+    for disk in disk_spec.placed(spec.disks):
         words += disk_spec.arguments(disk, disk_server)
     for volume in spec.volumes:
         words += volume_spec.arguments(volume, volume_server)

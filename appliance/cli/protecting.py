@@ -24,13 +24,13 @@ def _protect(call: Call) -> int:
     if call.args.no_wait:
         call.show({**reply, "waited_ms": 0}, f"{call.args.vm}: to be protected")
         return Exit.OK
-    waiting.until(call, "protected", call.args.vm, call.args.timeout, lambda: _progress(call))
+    waiting.until(call, "protected", call.args.vm, call.args.timeout, lambda: copied(call))
     seconds = time.monotonic() - begun
     call.show({**reply, "waited_ms": round(seconds * 1e3)}, f"{call.args.vm}: protected after {seconds:.1f} s")
     return Exit.OK
 
 
-def _progress(call: Call) -> None:
+def copied(call: Call) -> None:
     """How far the first copy is, as the host knows that makes it."""
     try:
         sync = call.ask("status", timeout=2.0)["vms"][call.args.vm].get("sync")

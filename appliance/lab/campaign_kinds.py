@@ -49,8 +49,8 @@ def _points() -> dict[str, Kind]:
     """One kind for each injection point."""
     found = {}
     for point in inject.POINTS:
-        step = point.partition(".")[0]
-        if step in _AT:
+        step, *rest = point.split(".")
+        if step in _AT and len(rest) == 1:  # nobody changes the disks of a campaign's VM
             found[f"checkpoint-{point}:kill"] = Kind(partial(_AT[step], point), 1, disk=step in ("disk", "drive"))
     found["checkpoint-disk.flushed:kill"] = Kind(at_a_flush, 1, disk=True)
     found["checkpoint-sync.round:raise"] = Kind(partial(sync_at, "sync.round"), 1)

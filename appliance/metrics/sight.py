@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from appliance.arbiter.watch import ArbiterWatch
-from appliance.core import SPEAKING
+from appliance.core import BY_OPERATOR, SPEAKING
 from appliance.events import Events
 from appliance.firewall import Firewall
 from appliance.gate import GateStats
@@ -29,7 +29,7 @@ class VmSight:
 
     def __init__(self, vm: Protection) -> None:
         self.name, self.phase, self.role = vm.name, vm.state.phase, vm.state.role
-        self.term, self.paused = vm.state.term, vm.state.paused
+        self.term, self.paused = vm.state.term, BY_OPERATOR in vm.state.paused
         self.sums: Sums = vm.journal.sums
         self.primary, self.backup, self.front = vm.machine.primary, vm.machine.backup, vm.machine.front
         self.last: EpochRecord | None = vm.journal.epochs[-1] if vm.journal.epochs else None

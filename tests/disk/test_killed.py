@@ -31,7 +31,7 @@ from vmlink.errors import VmError
 
 SEED = 5
 ROOT = Path(__file__).resolve().parents[2]
-POINTS = [point for point in inject.POINTS if point.startswith("disk.")]
+POINTS = [point for point in inject.POINTS if point.startswith("disk.") and point.count(".") == 1]
 
 
 def killed_at(directory: Path, armed: str) -> int:

@@ -39,7 +39,8 @@ class Pretender:
 
     def start(self) -> None:
         verbs = {name: self._verb(name) for name in ("status", "health", "switchover", "drain", "fence", "protect",
-                                                     "unprotect", "history", "log", "log-set", "log-tail")}
+                                                     "unprotect", "history", "log", "log-set", "log-tail",
+                                                     "disk-resize", "disk-add", "disk-remove")}
         self._server = ControlServer(self.path, verbs, {"events": self._events}, access=access)
         self._do(self._server.start())
 

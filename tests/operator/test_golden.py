@@ -30,6 +30,9 @@ CASES: dict[str, tuple[str, Exit]] = {
     "fence": ("fence beta --yes", Exit.OK),
     "protect": ("protect web1 --no-wait", Exit.OK),
     "unprotect": ("unprotect web1 --yes", Exit.OK),
+    "disk-resize": ("disk resize web1 data 40GiB --no-wait", Exit.OK),
+    "disk-add": ("disk add web1 data", Exit.DEGRADED),
+    "disk-remove": ("disk remove web1 data --no-wait", Exit.OK),
 }
 """Each file, the command whose answer it holds, and how that ends."""
 ELSEWHERE = {"events", "wait", "top", "shell", "history", "log set", "log levels", "log tail"}
@@ -40,6 +43,12 @@ each = pytest.mark.parametrize(("name", "command", "code"), [(name, *case) for n
 def reply(name: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((GOLDEN / f"{name}.json").read_text())
     return found
+
+
+def declared(command: str) -> registry.Verb:
+    found = registry.find(command.split())
+    assert found is not None
+    return found[0]
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +65,7 @@ def same(file: Path, said: str) -> None:
 
 @each
 def test_the_text(host: Pretender, capsys: pytest.CaptureFixture[str], name: str, command: str, code: Exit) -> None:
-    host.replies[command.split()[0]] = reply(name)
+    host.replies[declared(command).service] = reply(name)
     assert main([*command.split(), "--control", str(host.path)]) == code
     said = capsys.readouterr()
     assert said.err == ""
@@ -66,7 +75,7 @@ def test_the_text(host: Pretender, capsys: pytest.CaptureFixture[str], name: str
 @each
 def test_the_text_in_colour(host: Pretender, capsys: pytest.CaptureFixture[str], name: str, command: str,
                             code: Exit) -> None:
-    host.replies[command.split()[0]] = reply(name)
+    host.replies[declared(command).service] = reply(name)
     assert main([*command.split(), "--color", "always", "--control", str(host.path)]) == code
     coloured = capsys.readouterr().out
     plain = (GOLDEN / f"{name}.txt").read_text()
@@ -80,18 +89,18 @@ def test_the_text_in_colour(host: Pretender, capsys: pytest.CaptureFixture[str],
 @each
 def test_the_json(host: Pretender, capsys: pytest.CaptureFixture[str], name: str, command: str, code: Exit) -> None:
     """All that the service said, zeros too, and the schema that the registry promises."""
-    host.replies[command.split()[0]] = reply(name)
+    host.replies[declared(command).service] = reply(name)
     assert main([*command.split(), "-j", "--control", str(host.path)]) == code
     out = capsys.readouterr().out
     said = json.loads(out)
-    assert out.count("\n") == 1 and said["schema"] == registry.find(command.split())[0].schema  # type: ignore[index]
+    assert out.count("\n") == 1 and said["schema"] == declared(command).schema
     assert said | reply(name) == said
 
 
 def test_every_verb_that_asks_the_service_is_here() -> None:
     asking = {verb.name for verb in registry.every() if verb.access is not registry.Access.LOCAL
               and verb.page == "holdfast"}
-    assert asking - {command.split()[0] for command, _ in CASES.values()} - ELSEWHERE == set()
+    assert asking - {declared(command).name for command, _ in CASES.values()} - ELSEWHERE == set()
 
 
 # --- what comes from several answers ---

@@ -85,6 +85,10 @@ class Written:
             assert ask(self._pair, f"write {disk} {chunk * self.CHUNK} {self.CHUNK} {self._seed}") == "ok"
             self._seeds[disk, chunk] = self._seed
 
+    def forget(self, disk: int) -> None:
+        """That disk will be gone."""
+        self._seeds = {place: seed for place, seed in self._seeds.items() if place[0] != disk}
+
     def check(self) -> None:
         for (disk, chunk), seed in self._seeds.items():
             assert ask(self._pair, f"check {disk} {chunk * self.CHUNK} {self.CHUNK} {seed}") == "ok", (disk, chunk)

@@ -19,7 +19,7 @@ PRIMARY = [point for point in inject.POINTS if point.startswith(("checkpoint.", 
 BACKUP = [point for point in inject.POINTS if point.startswith("replica.")]
 TAKEOVER = [point for point in inject.POINTS if point.startswith("takeover.")]
 DISKS = [point for point in inject.POINTS if point.startswith(("disk.", "drive."))]
-"""In tests/disk/test_killed.py and test_disks.py: this VM has none."""
+"""In tests/disk/test_killed.py, test_disks.py and test_disk_changes.py: this VM has none."""
 VOLUMES = [point for point in inject.POINTS if point.startswith(("volume.", "redo."))]
 """In test_volumes."""
 ELSEWHERE = {"sync.round", "handover.released", *DISKS, *VOLUMES}

@@ -23,14 +23,17 @@ COPY = 3
 def make(monkeypatch: pytest.MonkeyPatch, heard: list[core.Event]) -> Backup:
     ram: Any = SimpleNamespace(pages=np.zeros((4, 4096), np.uint8), size=4 * 4096)
     vm: Any = SimpleNamespace(limits=SimpleNamespace(in_flight=1 << 20, replay_log=1 << 20, disk=1 << 20))
-    own: Any = object()
+    own: Any = SimpleNamespace(disks={}, slots={})
 
     async def offer_of(*_: object) -> object:
         return own
 
+    async def follow(sizes: dict[str, int], slots: dict[str, int]) -> None:
+        raise AssertionError("the disks are the same")
+
     monkeypatch.setattr(backup, "offer_of", offer_of)
     monkeypatch.setattr(backup, "understood", lambda *_: own)
-    return Backup("web", vm, 1, COPY, own, ram, None, None, own, Journal("web"), heard.append)
+    return Backup("web", vm, 1, COPY, own, ram, None, None, own, Journal("web"), heard.append, follow)
 
 
 @pytest.mark.parametrize(("copy", "taken"), [(COPY, True), (COPY - 1, False), (0, False), (COPY + 1, False)])

@@ -70,6 +70,13 @@ class DirtyBlocks:
         self._marks[:] = False
         return numbers
 
+    def grown(self, size: int) -> DirtyBlocks:
+        """The same marks for a disk that has become `size` bytes long, and all that it has gained."""
+        larger = DirtyBlocks(size)
+        larger.mark_all(*self.ranges(np.flatnonzero(self._marks)))
+        larger.mark(self.size, size - self.size)
+        return larger
+
     @property
     def marked_bytes(self) -> int:
         """Bytes in marked blocks, at most."""

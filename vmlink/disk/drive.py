@@ -20,7 +20,6 @@ import numpy as np
 
 from vmlink import inject
 from vmlink.disk.dirty import DirtyBlocks, Unconfirmed
-from vmlink.disk.nbd import Export
 from vmlink.disk.record import SECTOR, WRITE_COST, Kind, Overlay, Record, Write, lay
 from vmlink.disk.server import DiskServer
 from vmlink.disk.spec import DiskSpec
@@ -110,6 +109,11 @@ class Drive:
         self.record, self._overlay = None, None
 
 
+    def grow(self, size: int) -> None:
+        """It has this many bytes from now on; what is new is marked. Not while anything is recorded."""
+        self.dirty, self.size = self.dirty.grown(size), size
+
+
 def _places(record: Record) -> tuple[np.ndarray[tuple[int], np.dtype[np.int64]],
                                      np.ndarray[tuple[int], np.dtype[np.int64]]]:
     offsets = np.array([write.offset for write in record.writes], np.int64)
@@ -166,8 +170,28 @@ class Drives:
         """Bytes of each disk."""
         return [drive.size for drive in self._drives]
 
-    def find(self, name: str) -> Export | None:
+    def find(self, name: str) -> Drive | None:
         return self._names.get(name)
+
+    def add(self, disk: DiskSpec, size: int) -> Drive:
+        """One disk more, of which the other host has nothing. Not while anything is recorded."""
+        drive = Drive(disk, len(self._drives), size, self)
+        drive.dirty.mark(0, size)
+        self._drives.append(drive)
+        self._names[disk.name] = drive
+        self._ordered()
+        return drive
+
+    def remove(self, name: str) -> None:
+        """This disk is gone. Not while anything is recorded."""
+        self._drives.remove(self._names.pop(name))
+        self._ordered()
+
+    def _ordered(self) -> None:
+        """On both hosts a disk has its number by its place on the bus."""
+        self._drives.sort(key=lambda drive: drive.spec.slot)
+        for index, drive in enumerate(self._drives):
+            drive.index = index
 
     # --- an epoch's record ---
 

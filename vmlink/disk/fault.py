@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from vmlink.disk.drive import Drive
+from vmlink.disk.plug import named
 from vmlink.disk.spec import device, link
-from vmlink.errors import VmError
 from vmlink.monitor import Monitor
 
 
@@ -61,16 +61,9 @@ async def leave(monitor: Monitor, drive: Drive, server: str) -> None:
     """
     drive.away = True
     within, node = f"leaving the image of disk {drive.spec.name}", drive.spec.name + _AWAY
-    place = {"path": f"/machine/peripheral/{device(drive.spec)}", "property": "drive"}
+    place = {"path": f"/machine/peripheral/{device(drive.spec.name)}", "property": "drive"}
     if await monitor.call("qom-get", place, within=within) == node:
         return  # QEMU 7.2 ends in an assertion when it is told what is so already
-    if not await _exists(monitor, node):
+    if node not in await named(monitor):
         await monitor.call("blockdev-add", link(drive.spec.name, node, server), within=within)
     await monitor.call("qom-set", {**place, "value": node}, within=within)
-
-
-async def _exists(monitor: Monitor, node: str) -> bool:
-    nodes = await monitor.call("query-named-block-nodes", {"flat": True})
-    if not isinstance(nodes, list):
-        raise VmError("query-named-block-nodes: no list")
-    return any(isinstance(one, dict) and one.get("node-name") == node for one in nodes)

@@ -55,6 +55,25 @@ class Images:
         """Remember, before it comes about, that this disk's image will not have what the VM writes from now on."""
         self.set(st.failed(self.state, disk))
 
+    # --- disks that come, go and grow ---
+
+    def growing(self, disk: str, size: int) -> None:
+        """Remember, before it comes about, that this disk's image is to have `size` bytes. Not while epochs are
+        pending."""
+        self.set(st.growing(self.state, disk, size))
+
+    def grown(self, disk: str, size: int) -> None:
+        """The VM that runs here has a disk of this size now."""
+        self.set(st.grown(self.state, disk, size))
+
+    def add(self, disk: DiskSpec, size: int, names: Sequence[str]) -> None:
+        """The VM that runs here is to have this disk, and so those of these names."""
+        self.set(st.added(self.state, Image(disk.name, size, _identity(disk.path)), names))
+
+    def remove(self, disk: str) -> None:
+        """The VM that runs here has lost this disk."""
+        self.set(st.removed(self.state, disk))
+
     # --- after a crash ---
 
     def _has_log(self) -> bool:
@@ -71,7 +90,7 @@ class Images:
             point = point and Point(point.generation, group.epoch)
         for store in stores:
             store.flush()
-        self.set(st.made_whole(self.state, point) if point else self.state)
+        self.set(st.replayed(self.state, point) if point else self.state)
         self.pending = False
 
     # --- from role to role ---
@@ -89,7 +108,8 @@ class Images:
     def offered(self) -> Offer:
         """What these images are to a primary that is about to copy its own over them."""
         if self.state.standing is not Standing.RESTING:
-            return Offer(st.common(self.state))
+            beyond = tuple(image.beyond for image in self.state.images)
+            return Offer(st.common(self.state), None, beyond if any(beyond) else ())
         lists = self.lists()
         return Offer(self.state.point if lists is not None else None, lists)
 
@@ -97,11 +117,14 @@ class Images:
         """What the VM here wrote since the common point, by disk; None when nobody knows."""
         state = self.state
         if state.standing is not Standing.RESTING:
-            return [DirtyBlocks(size) for size in self.sizes]
+            lists = [DirtyBlocks(size) for size in self.sizes]
+            for late, image in zip(lists, state.images, strict=True):
+                late.mark(image.size - image.beyond, image.beyond)
+            return lists
         content = self.journal.kept(sum(state.kept))
         if _digest(content) != state.digest:
             return None
-        lists, at = [], 0
+        lists, at = list[DirtyBlocks](), 0
         for size, length in zip(self.sizes, state.kept, strict=True):
             lists.append(DirtyBlocks.decode(size, content[at:at + length]))
             at += length
@@ -144,8 +167,8 @@ def _places(before: State | None, now: State) -> dict[int, int]:
         return {}
     at = {image.name: number for number, image in enumerate(now.images)}
     return {number: at[image.name] for number, image in enumerate(before.images)
-            if image.name in at and (now.images[at[image.name]].size, now.images[at[image.name]].identity)
-            == (image.size, image.identity)}
+            if image.name in at and now.images[at[image.name]].identity == image.identity
+            and now.images[at[image.name]].size in (image.size, image.to)}
 
 
 def _identity(path: Path) -> str:

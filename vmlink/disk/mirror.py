@@ -28,27 +28,33 @@ class Mirror:
     differ."""
 
     def __init__(self, disks: Iterable[Place], point: Point | None) -> None:
-        self._disks, self.point = list(disks), point
+        self.point = point
         self._generation = 0
+        self.of(disks)
+
+    def of(self, disks: Iterable[Place]) -> None:
+        """The disks are these from now on, with their sizes. Not between a copy's begin and `lost`."""
+        self._disks = list(disks)
         self._moving = [DirtyBlocks(disk.dirty.size) for disk in self._disks]
 
     # --- a copy ---
 
-    def agrees(self, theirs: Point | None, lists: Sequence[DirtyBlocks] | None) -> bool:
+    def agrees(self, theirs: Point | None, lists: Sequence[DirtyBlocks] | None, beyond: Sequence[int] = ()) -> bool:
         """Do the lists say where the images that are offered differ? If so they may be compared by them alone.
 
         `theirs`: what those images had in common with the ones here. `lists`: where a VM there wrote since then; None
-        when none did.
+        when none did. `beyond`: how many bytes at the end of each came to those images later; none if it is empty.
         """
         here = self.point
         if here is None or theirs is None or here.generation != theirs.generation:
             return False
-        if lists is None:
-            return theirs.epoch >= here.epoch  # what they have beyond, they have from here: it is listed here
-        if theirs.epoch > here.epoch:
+        # A replica may be of a later epoch: what it has more, it has from here, and it is listed here.
+        if theirs.epoch < here.epoch if lists is None else theirs.epoch > here.epoch:
             return False
-        for disk, other in zip(self._disks, lists, strict=True):
+        for disk, other in zip(self._disks, lists or (), strict=bool(lists)):
             disk.dirty.add(other.take())
+        for disk, late in zip(self._disks, beyond, strict=bool(beyond)):
+            disk.dirty.mark(disk.dirty.size - late, late)
         return True
 
     def begin(self, generation: int) -> None:

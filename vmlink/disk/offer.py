@@ -7,6 +7,7 @@ DISK_BEGIN payload: JSON.
 
 from __future__ import annotations
 
+import operator
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,21 +30,23 @@ class _Told(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     generation: Natural = 0
     epoch: Natural = 0
     lists: tuple[Natural, ...] | None = None
+    beyond: tuple[Natural, ...] = ()
 
 
 @dataclass(frozen=True)
 class Offer:
     """DISK_STATE: the last moment that the backup's images had in common with the primary's, if any; and by disk where
-    a VM there wrote since then, None when none did."""
+    a VM there wrote since then, None when none did, and how many bytes at its end the image got later (() for none)."""
 
     point: Point | None
     lists: Sequence[DirtyBlocks] | None = None
+    beyond: tuple[int, ...] = ()
 
     def encode(self) -> tuple[Buffer, ...]:
         parts = [blocks.encode() for blocks in self.lists or ()]
         point = self.point or Point(0, 0)
         told = msgspec.json.encode(_Told(point.generation, point.epoch,
-                                         None if self.lists is None else tuple(map(len, parts))))
+                                         None if self.lists is None else tuple(map(len, parts)), self.beyond))
         return _LENGTH.pack(len(told)), told, *parts
 
     @classmethod
@@ -56,10 +59,12 @@ class Offer:
         told = _understood(view[_LENGTH.size:_LENGTH.size + length], _Told)
         point = Point(told.generation, told.epoch) if told.generation else None
         at = _LENGTH.size + length
+        if told.beyond and (len(told.beyond) != len(sizes) or any(map(operator.gt, told.beyond, sizes))):
+            raise WireError("more of a disk came later than there is of it")
         if told.lists is None:
             if at != len(view):
                 raise WireError("a state of disks with something behind it")
-            return cls(point)
+            return cls(point, None, told.beyond)
         if len(told.lists) != len(sizes) or at + sum(told.lists) != len(view):
             raise WireError(f"{len(told.lists)} lists of written blocks for {len(sizes)} disks")
         lists = []
@@ -69,7 +74,7 @@ class Offer:
             except VmError as error:
                 raise WireError(error.message) from None
             at += each
-        return cls(point, lists)
+        return cls(point, lists, told.beyond)
 
 
 class Begin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -39,12 +39,18 @@ class Point(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Image(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One disk's image. `identity` tells it from one that has replaced it; `size` in bytes, as the guest sees it."""
+    """One disk's image. `identity` tells it from one that has replaced it; `size` in bytes, as the guest sees it.
+
+    `to`: the size that it is being given, remembered before it has it; 0: none. `beyond`: bytes at its end that came
+    after the point, of which nothing is known: all of an image that is new.
+    """
 
     name: str
     size: int
     identity: str
     whole: bool = True
+    to: int = 0
+    beyond: int = 0
 
 
 class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -74,21 +80,57 @@ def decode(content: bytes) -> State:
 def found_again(state: State | None, images: Sequence[Image]) -> State:
     """What still holds of `state` now that these images are there.
 
-    One that is new or was replaced is the operator's: it counts as whole, and has no point in common with anything.
+    One that is new or was replaced is the operator's: it counts as whole. With one that was replaced they have no point
+    in common with anything any more; what came later, on purpose, is told apart from what they had then.
     """
     if state is None:
         return State(Standing.ACTIVE, tuple(images))
-    same = {image.name: image for image in images if _known(state, image)}
-    if len(same) == len(images) == len(state.images):
-        return msgspec.structs.replace(state, images=state.images)
     before = {image.name: image for image in state.images}
+    now = tuple(_known(before[image.name], image) if image.name in before else late(image) for image in images)
+    if now == state.images:
+        return state
+    keeps = state.standing in (Standing.REPLICA, Standing.HALF) and None not in now
     standing = Standing.ACTIVE if state.standing is Standing.RESTING else state.standing
-    return State(standing, tuple(before[image.name] if image.name in same else image for image in images), None,
-                 state.term)
+    return State(standing, tuple(known or image for known, image in zip(now, images, strict=True)),
+                 state.point if keeps else None, state.term)
 
 
-def _known(state: State, image: Image) -> bool:
-    return any((old.name, old.size, old.identity) == (image.name, image.size, image.identity) for old in state.images)
+def _known(old: Image, now: Image) -> Image | None:
+    """What is known of the image that was `old`; None if another took its place."""
+    if old.identity != now.identity or now.size not in (old.size, old.to):
+        return None
+    return msgspec.structs.replace(old, size=now.size, to=0, beyond=old.beyond + max(0, now.size - old.size))
+
+
+def late(image: Image) -> Image:
+    """One that came after the point."""
+    return msgspec.structs.replace(image, beyond=image.size)
+
+
+def growing(state: State, disk: str, size: int) -> State:
+    """This disk's image is about to become `size` bytes long."""
+    return _but(state, disk, to=size)
+
+
+def grown(state: State, disk: str, size: int) -> State:
+    """It has this size; the VM that runs on it knows what that means."""
+    return _but(state, disk, to=0, size=size)
+
+
+def added(state: State, image: Image, names: Sequence[str]) -> State:
+    """The VM that runs here has one disk more, which makes them these, in this order."""
+    images = (*removed(state, image.name).images, image)
+    return msgspec.structs.replace(state, images=tuple(sorted(images, key=lambda each: names.index(each.name))))
+
+
+def removed(state: State, disk: str) -> State:
+    """It has this one no longer."""
+    return msgspec.structs.replace(state, images=tuple(image for image in state.images if image.name != disk))
+
+
+def _but(state: State, disk: str, **changes: object) -> State:
+    return msgspec.structs.replace(state, images=tuple(
+        msgspec.structs.replace(image, **changes) if image.name == disk else image for image in state.images))
 
 
 def started(state: State, term: int) -> State:
@@ -111,13 +153,13 @@ def taken_over(state: State, term: int) -> State:
 
 
 def _active(state: State) -> State:
-    return msgspec.structs.replace(state, standing=Standing.ACTIVE, point=None, kept=(), digest="")
+    return msgspec.structs.replace(state, standing=Standing.ACTIVE, point=None, kept=(), digest="",
+                                   images=_all(state, beyond=0))
 
 
 def failed(state: State, disk: str) -> State:
     """This disk's image misses what the VM writes from now on."""
-    return msgspec.structs.replace(state, images=tuple(
-        msgspec.structs.replace(image, whole=image.whole and image.name != disk) for image in state.images))
+    return _but(state, disk, whole=False)
 
 
 def rested(state: State, point: Point | None, kept: tuple[int, ...], digest: str) -> State:
@@ -138,11 +180,16 @@ def copied_over(state: State, point: Point | None, term: int) -> State:
 
 def made_whole(state: State, point: Point) -> State:
     """The images are exactly those of this point, flushed."""
+    return State(Standing.REPLICA, _all(state, whole=True, beyond=0), point, state.term)
+
+
+def replayed(state: State, point: Point) -> State:
+    """They are, but for what came later."""
     return State(Standing.REPLICA, _all(state, whole=True), point, state.term)
 
 
-def _all(state: State, *, whole: bool) -> tuple[Image, ...]:
-    return tuple(msgspec.structs.replace(image, whole=whole) for image in state.images)
+def _all(state: State, **changes: object) -> tuple[Image, ...]:
+    return tuple(msgspec.structs.replace(image, **changes) for image in state.images)
 
 
 def common(state: State) -> Point | None:
