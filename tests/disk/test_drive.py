@@ -139,6 +139,25 @@ def test_a_full_record_makes_writes_wait_and_no_longer(tmp_path: Path) -> None:
     run(tmp_path, test, limit=4 * MIB)
 
 
+def test_a_full_record_ends_a_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much has arrived, no more is taken than was received at once."""
+    monkeypatch.setattr(server, "TURNS", 1000)
+
+    async def test(drives: Drives) -> None:
+        drives.record_on()
+        client = Client(drives, *(f"aio_write {place * 256}k 256k" for place in range(32)), "aio_flush")
+        taken = 0
+        while client.runs():
+            assert drives._recorded < 2 * MIB
+            if drives.full:
+                taken += sum(record.data_bytes for record in drives.cut())
+            await asyncio.sleep(0.005)
+        await client.said()
+        assert taken + sum(record.data_bytes for record in drives.cut()) == 8 * MIB
+
+    run(tmp_path, test, limit=64 << 10)
+
+
 def test_while_the_vm_is_being_paused_all_writes_come_in(tmp_path: Path) -> None:
     async def test(drives: Drives) -> None:
         drives.record_on()

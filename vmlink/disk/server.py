@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Awaitable
 from typing import Protocol
 
+from vmlink.disk import far_end
 from vmlink.disk.nbd import Cache, Conversation, Export, ProtocolError
 from vmlink.wire import Buffer
 
@@ -24,6 +25,8 @@ HANDSHAKE_TIMEOUT = 5.0
 MOST_CONNECTIONS = 64
 UNSENT = 4 << 20
 """Bytes of answers that QEMU may leave unread; nothing more is read from it meanwhile."""
+TURNS = 4
+"""Times that a connection is read before others have their turn."""
 _CREDENTIALS = struct.Struct("3i")
 log = logging.getLogger("holdfast.disk")
 
@@ -88,6 +91,7 @@ class DiskServer:
             sock.close()
             return
         sock.setblocking(False)
+        far_end.widen(pid, sock.getsockname())
         self._connections.add(_Connection(sock, self._disks, self._connections))
 
 
@@ -129,36 +133,56 @@ class _Connection:
 
     def _listen(self) -> None:
         """Read from QEMU, unless it has to wait."""
-        wanted = not (self._talk.stuck or self._disks.full or self._unsent_bytes > UNSENT)
+        wanted = self._wanted
         if wanted and not self._listening:
             self._loop.add_reader(self._socket, self._readable)
         elif self._listening and not wanted:
             self._loop.remove_reader(self._socket)
         self._listening = wanted
 
+    @property
+    def _wanted(self) -> bool:
+        return not (self._talk.stuck or self._disks.full or self._unsent_bytes > UNSENT)
+
     def go_on(self) -> None:
         if self._socket.fileno() >= 0:
             self._listen()
 
     def _readable(self) -> None:
+        """Take what has arrived, and what arrives while it is taken: QEMU sends request after request."""
         try:
-            count = self._socket.recv_into(self._talk.room())
+            for _ in range(TURNS):
+                count = self._socket.recv_into(self._talk.room())
+                if not count:
+                    self.close()
+                    return
+                self._talk.received(count)
+                if self._talk.over or not self._wanted:
+                    break
         except (BlockingIOError, InterruptedError):
-            return
+            pass
         except OSError:
-            count = 0
-        if not count:
             self.close()
             return
-        self._take(count)
-
-    def _take(self, count: int) -> None:
-        try:
-            self._talk.received(count)
         except ProtocolError as error:
-            log.error("a connection of QEMU to a disk ends: %s", error)
-            self.close()
+            self._broken(error)
             return
+        self._answer_all()
+
+    def _answered(self) -> None:
+        """A read has its answer: go on with what waited for it."""
+        try:
+            self._talk.proceed()
+        except ProtocolError as error:
+            self._broken(error)
+            return
+        self._answer_all()
+
+    def _broken(self, error: ProtocolError) -> None:
+        log.error("a connection of QEMU to a disk ends: %s", error)
+        self.close()
+
+    def _answer_all(self) -> None:
         self._send()
         if self._talk.over:
             self.close()
@@ -189,7 +213,7 @@ class _Connection:
             self._talk.fail(handle, error.errno or errno.EIO)
         else:
             self._talk.data(handle, data)
-        self._take(0)
+        self._answered()
 
     # --- sending ---
 
