@@ -18,7 +18,7 @@ class Volume(Section, frozen=True, kw_only=True):
     name: Annotated[str, says("the guest finds it as /dev/disk/by-id/virtio-NAME")]
     at: Annotated[str, says("iscsi://PORTAL[:PORT]/TARGET/LUN, nbd://HOST[:PORT]/EXPORT, or a block device's path")]
     user: Annotated[str, says("what an iSCSI target asks for (CHAP)")] = ""
-    secret: Annotated[FilePath | None, says("the file that holds the password for it, and nothing else")] = None
+    secret: Annotated[FilePath | None, says("the file that holds the password for it, a line of its own")] = None
 
     def spec(self) -> VolumeSpec:
         return VolumeSpec(self.name, self.at, self.user, self.secret)

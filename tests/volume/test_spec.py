@@ -23,10 +23,13 @@ def test_how_qemu_reaches_it() -> None:
     assert VolumeSpec("vol", "/dev/sdb").node("n")["filename"] == "/dev/sdb"
 
 
-def test_a_password_is_on_no_command_line() -> None:
-    volume = VolumeSpec("vol", ISCSI, "me", Path("/key"))
-    assert volume.objects() == [{"qom-type": "secret", "id": "vol-secret", "file": "/key"}]
-    assert not any("iscsi" in word or "key" in word for word in arguments(volume, "server"))
+def test_a_password_is_on_no_command_line(tmp_path: Path) -> None:
+    volume = VolumeSpec("vol", ISCSI, "me", tmp_path / "key")
+    with pytest.raises(VmError, match="cannot be read"):
+        volume.objects()
+    (tmp_path / "key").write_text("open sesame\n")
+    assert volume.objects() == [{"qom-type": "secret", "id": "vol-secret", "data": "open sesame"}]
+    assert not any("iscsi" in word or "sesame" in word for word in arguments(volume, "server"))
 
 
 @pytest.mark.parametrize("at", ["", "vol", "http://h/x", "iscsi://h/iqn.x:y", "iscsi://h/other/1", "iscsi:///iqn.x:y/1",

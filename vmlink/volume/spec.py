@@ -74,10 +74,16 @@ class VolumeSpec:
         return scheme, host, port, path
 
     def objects(self) -> list[dict[str, object]]:
-        """The objects that QEMU needs before the node. A password is read from its file: it is on no command line."""
+        """The objects that QEMU needs before the node. The password is on no command line; the end of the line that an
+        editor leaves in its file is no part of it. Raises VmError when the file cannot be read."""
         if self.secret is None:
             return []
-        return [{"qom-type": "secret", "id": f"{self.name}-secret", "file": str(self.secret)}]
+        try:
+            password = self.secret.read_text().rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise VmError(f"{self}: the password in {self.secret} cannot be read: {error}",
+                          "correct secret=, or the permissions of the file") from None
+        return [{"qom-type": "secret", "id": f"{self.name}-secret", "data": password}]
 
     def identity(self, size: int) -> str:
         """Equal on two hosts that see the same volume, of `size` bytes. The portal that leads to an iSCSI target may
