@@ -11,7 +11,7 @@ from appliance.lab.topology import HOSTS
 from appliance.lab.wire import Frame, speakers
 
 __all__ = ["HOST_DEVICES", "Pair", "other", "until"]
-HOST_DEVICES = {"lo", topology.BRIDGE, topology.UPLINK, *topology.LINKS, topology.SAN_CABLE}
+HOST_DEVICES = {"lo", topology.BRIDGE, topology.UPLINK, *topology.LINKS}
 
 
 class Pair(Stage):
@@ -24,7 +24,7 @@ class Pair(Stage):
     def left(self, host: str) -> list[str]:
         """What there is on `host` that a host without a service does not have."""
         found = [f"process {process.pid}" for process in processes.ours(self.lab.name, host)]
-        return found + [f"device {name}" for name in self.devices(host) - HOST_DEVICES]
+        return found + [f"device {name}" for name in self.devices(host) - HOST_DEVICES - {topology.SAN_CABLE}]
 
     def devices(self, host: str) -> set[str]:
         with topology.inside(self.lab.netns(host)):
