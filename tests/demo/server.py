@@ -91,9 +91,8 @@ class Server:
             if self.sets - 1 != self.lose_key_after or not self.lose_key_after:
                 self.data[words[0]] = words[1]
             return "+OK\r\n"
-        values = [self.data.get(word) for word in words]
-        if self.wrong_value and verb == "MGET":
-            values[1] = "something else"
+        lie = self.wrong_value and verb == "MGET"
+        values = ["something else" if lie and word.endswith(":1") else self.data.get(word) for word in words]
         bulks = "".join("$-1\r\n" if v is None else f"${len(v)}\r\n{v}\r\n" for v in values)
         return bulks if verb == "GET" else f"*{len(values)}\r\n{bulks}"
 

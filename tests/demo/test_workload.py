@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 
 from appliance.errors import HoldfastError
+from appliance.lab import workload
 from appliance.lab.driver import Driver
+from appliance.lab.judge import WriteJudge
 from appliance.lab.recording import Recording
+from appliance.lab.streams import Redis
 from tests.demo.server import Server
 
 
@@ -56,6 +59,19 @@ def test_a_wrong_value_is_caught(server: Server, tmp_path: Path) -> None:
     server.wrong_value = True
     verdict = drive(server, tmp_path / "rec.json", streams="set").verdict
     assert verdict.lost_acked_writes >= 1 and "something else" in verdict.problems[0]
+
+
+@pytest.mark.parametrize("keys", [1, workload.BATCH, workload.BATCH + 1])
+def test_keys_are_read_back_batch_by_batch(server: Server, keys: int) -> None:
+    server.wrong_value = True
+    judge = WriteJudge("run")
+    judge.acknowledged = list(range(keys))
+    server.data = {judge.key(index): judge.value(index) for index in range(keys)}
+    redis = Redis(("127.0.0.1", server.redis_port))
+    found = workload.read_back(redis, judge)
+    redis.close()
+    right = [(index, judge.value(index)) for index in range(keys)]
+    assert found == right[:1] + [(1, "something else")][: keys - 1] + right[2:]
 
 
 def test_a_counter_that_falls_back_is_caught(server: Server, tmp_path: Path) -> None:
