@@ -101,7 +101,7 @@ def arguments(spec: VmSpec, accel: str, fds: Inherited, *, incoming: bool, disk_
         # Devices that no guest of ours uses only make the device state longer.
         "-machine", "q35,memory-backend=ram,suppress-vmdesc=on,sata=off,smbus=off,vmport=off,i8042=off",
         "-m", f"{spec.memory_bytes // _MIB}M",
-        "-smp", str(spec.vcpus),
+        "-smp", processors(spec.vcpus, accel),
         "-object", f"memory-backend-file,id=ram,size={spec.memory_bytes},share=on,"
                    f"mem-path=/proc/self/fd/{fds.ram}",
         # The saved stream has no configuration section. We announce the VM ourselves after a takeover.
@@ -131,6 +131,16 @@ def arguments(spec: VmSpec, accel: str, fds: Inherited, *, incoming: bool, disk_
     # A VM that nobody watches must not run: it starts paused, the service lets it go.
     words += ["-incoming", "defer"] if incoming else ["-S"]
     return [*words, *spec.extra_args]
+
+
+def processors(vcpus: int, accel: str) -> str:
+    """The value of -smp.
+
+    An emulated VM could always have a second processor, whether it has one or not: QEMU 7.2 translates a guest that
+    cannot without its memory barriers, although its devices are served by another thread. Now and then an interrupt of
+    a virtio queue is lost then, and the guest waits for its disk for ever.
+    """
+    return f"{vcpus},maxcpus={max(vcpus, 2)}" if accel == "tcg" else str(vcpus)
 
 
 def fingerprint(spec: VmSpec, accel: str, version: str) -> str:

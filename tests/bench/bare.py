@@ -15,6 +15,7 @@ from pathlib import Path
 from appliance.errors import TimedOut
 from appliance.lab import guest_checks
 from appliance.lab.blueprint import GUESTS, Options
+from vmlink.spec import processors
 
 BOOT_S = 120.0
 
@@ -44,7 +45,7 @@ def guest(options: Options) -> Iterator[Bare]:
         qemu = subprocess.Popen(
             [options.qemu, "-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio",
              "-accel", "tcg,thread=multi", "-cpu", "max", "-machine", "q35,sata=off,smbus=off,vmport=off,i8042=off",
-             "-m", f"{options.memory >> 20}M", "-smp", str(options.vcpus),
+             "-m", f"{options.memory >> 20}M", "-smp", processors(options.vcpus, "tcg"),
              "-global", "virtio-pci.disable-modern=on", "-global", "virtio-pci.disable-legacy=off",
              "-kernel", kernel, "-initrd", str(initrd), "-append", options.command_line(GUESTS[0]),
              "-drive", f"file={disk},format=raw,if=virtio",

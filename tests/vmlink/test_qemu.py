@@ -47,6 +47,23 @@ def test_runs_with_our_memory_tap_and_userfaultfd(tmp_path: Path) -> None:
     asyncio.run(scene())
 
 
+def test_an_emulated_guest_has_its_memory_barriers(tmp_path: Path) -> None:
+    """Its devices are served by another thread, however many processors it has."""
+    firmware, log = tmp_path / "firmware", tmp_path / "log"
+    lock_add, mfence, halt = bytes.fromhex("f0668306000500"), bytes.fromhex("0faef0"), bytes.fromhex("f4ebfd")
+    firmware.write_bytes((bytes(0xFFF0) + lock_add + mfence + halt).ljust(0x10000, b"\0"))  # where a processor starts
+    wanted = spec(accel="tcg", extra_args=("-bios", str(firmware), "-d", "op", "-D", str(log)))
+    assert wanted.vcpus == 1
+
+    async def scene() -> None:
+        async with machine(tmp_path, wanted):
+            await until(lambda: "call hlt" in log.read_text(), "the processor halts")
+
+    asyncio.run(scene())
+    translated = log.read_text()
+    assert "atomic_add" in translated and " mb " in translated
+
+
 def test_the_tap_keeps_its_vnet_header(tmp_path: Path) -> None:
     async def scene() -> None:
         async with machine(tmp_path) as (qemu, _):
