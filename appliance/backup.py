@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from appliance import config as cfg
 from appliance import core
 from appliance.backup_disks import BackupDisks
-from appliance.errors import HoldfastError
+from appliance.errors import HoldfastError, told
 from appliance.first_copy import SyncOffer, offer_of
 from appliance.journal import Journal
 from appliance.outbound import EPOCH_BYTES
@@ -97,7 +97,7 @@ class Backup:
             try:
                 await self._follow(offer.disks, offer.slots)
             except (VmError, HoldfastError) as error:
-                self._post(core.ReplicaUnfit(f"its disks differ between the hosts: {error.message} ({error.hint})"))
+                self._post(core.ReplicaUnfit(f"its disks differ between the hosts: {told(error)}"))
             return
         if offer != own:
             differ = ", ".join(f"{field} {getattr(offer, field)} there, {getattr(own, field)} here"

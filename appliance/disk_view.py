@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from appliance import config as cfg
 from appliance.disk_faults import WELL, DiskFaults
 
 if TYPE_CHECKING:
@@ -14,8 +15,8 @@ if TYPE_CHECKING:
 class DiskView:
     """Of `machine`. `unusable`: why its images could not be used last; empty since they could."""
 
-    def __init__(self, machine: Machine, limit: int) -> None:
-        self._machine, self._limit = machine, limit
+    def __init__(self, machine: Machine, vm: cfg.Vm) -> None:
+        self._machine, self._vm = machine, vm
         self.unusable = ""
 
     @property
@@ -33,12 +34,20 @@ class DiskView:
         """What is wrong with the disks of the VM that runs here; empty if nothing is."""
         return self._faults.reason() if self._faults is not None else ""
 
-    @property
-    def image_trouble(self) -> str | None:
-        """What is wrong with the images on this host; None of a VM without disks, or one that this host has nothing to
-        do with now."""
+    def storage(self) -> dict[str, str | None]:
+        """What is wrong on this host with the images (`image`) and with the shared volumes (`volume`), of those that
+        the VM has; empty if nothing is, None where this host does not use them now."""
+        found: dict[str, str | None] = {}
+        if self._machine.disks is not None:
+            found["image"] = self._image_trouble()
+        if self._vm.volume:
+            volumes, unreached = self._machine.volumes, self._machine.volume_care.unreached
+            found["volume"] = volumes.trouble if volumes is not None else unreached or None
+        return found
+
+    def _image_trouble(self) -> str | None:
         machine = self._machine
-        if machine.disks is None or machine.qemu is None and not self.unusable:
+        if machine.qemu is None and not self.unusable:
             return None
         if machine.backup is not None and machine.backup.replica.epoch:
             self.unusable = ""  # they have taken an epoch
@@ -52,7 +61,7 @@ class DiskView:
         backup = machine.backup.disks if machine.backup is not None else None
         status = machine.disks.status(machine.drives, backup.applier if backup is not None else None)
         disks = [{**disk, **(faults.status(disk["name"]) if faults is not None else WELL)} for disk in status["disks"]]
-        return {**status, "unapplied_limit_bytes": self._limit, "disks": disks}
+        return {**status, "unapplied_limit_bytes": self._vm.limits.disk, "disks": disks}
 
     def volumes(self) -> list[dict[str, Any]]:
         """For the status reply."""

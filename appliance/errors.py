@@ -97,3 +97,9 @@ def from_code(code: str, message: str, hint: str) -> HoldfastError:
     """The error of class `code` as a service reported it; an unknown code gives the root class."""
     kinds: dict[str, type[HoldfastError]] = {kind.code: kind for kind in HoldfastError.__subclasses__()}
     return kinds.get(code, HoldfastError)(message, hint)
+
+
+def told(error: Exception) -> str:
+    """Cause and remedy of an error of any half, in one line."""
+    hint = getattr(error, "hint", "")
+    return getattr(error, "message", str(error)) + (f" ({hint})" if hint else "")

@@ -22,7 +22,7 @@ from appliance.backup_disks import BackupDisks
 from appliance.disk_sections import followed
 from appliance.disk_view import DiskView
 from appliance.disks import Disks, Past
-from appliance.errors import HoldfastError
+from appliance.errors import HoldfastError, told
 from appliance.front import Front, FrontSpec
 from appliance.journal import Journal
 from appliance.peer import Peer
@@ -70,8 +70,8 @@ class Machine:
         others = {other: of.disk for other, of in config.vm.items() if other != name}
         self.disks = Disks(self._spec, config.host, others) if vm.disk else None
         self._sizes: dict[str, int] = {}  # what the other host's VM has, by disk
-        self.view = DiskView(self, vm.limits.disk)
-        self._volume_care = VolumeCare(self, vm, config.host, journal)
+        self.volume_care = VolumeCare(self, vm, config.host, journal)
+        self.view = DiskView(self, vm)
         self.primary: Primary | None = None
         self.backup: Backup | None = None
         self._taken_from = 0
@@ -225,7 +225,7 @@ class Machine:
             try:
                 await work()
             except FAULTS as error:
-                cause = _told(error)
+                cause = told(error)
                 log.error("%s: %s", self.name, cause)
                 if life == self.life:
                     self.post(core.VmLost(cause))
@@ -250,9 +250,9 @@ class Machine:
 
     async def _start_vm(self, term: int) -> None:
         life = self.life
-        await self._volume_care.keep_redo(term)
+        await self.volume_care.keep_redo(term)
         past = await self._usable(self.disks.start(term)) if self.disks is not None else Past(None)
-        self.volumes = await self._volume_care.reach(self._spec)
+        self.volumes = await self.volume_care.reach(self._spec)
         if self.volumes is not None:
             await self.volumes.start(term)
         if life != self.life:
@@ -266,7 +266,7 @@ class Machine:
         life = self.life
         if self.disks is not None:
             await self.disks.enlarge(self._sizes)
-        self.volumes = await self._volume_care.reach(self._spec)
+        self.volumes = await self.volume_care.reach(self._spec)
         if self.volumes is not None:
             await self.volumes.follow()
         qemu, ram = await self._launch(incoming=True)
@@ -285,12 +285,12 @@ class Machine:
         try:
             return await work
         except VmError as error:
-            self.view.unusable = _told(error)
+            self.view.unusable = told(error)
             raise
 
     def _lost(self, error: Exception, life: int) -> None:
         """The images of the replica cannot take more."""
-        cause = _told(error)
+        cause = told(error)
         log.error("%s: the disks of the replica failed: %s", self.name, cause)
         if life == self.life:
             self.view.unusable = cause
@@ -392,9 +392,3 @@ class Machine:
             await disks.leave()
         except VmError as error:
             log.warning("%s: the next copy of its disks compares all of them: %s", self.name, error)
-
-
-def _told(error: Exception) -> str:
-    """Cause and remedy in one line."""
-    hint = getattr(error, "hint", "")
-    return getattr(error, "message", str(error)) + (f" ({hint})" if hint else "")

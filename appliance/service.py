@@ -182,7 +182,7 @@ class Service:
         for name, vm in self.vms.items():
             last = vm.journal.epochs[-1] if vm.machine.primary is not None and vm.journal.epochs else None
             answer = (last.stopped_at + last.pause, last.resume) if last is not None else None
-            yield Guest(name, vm.machine.qemu, answer, vm.machine.disks is not None, vm.machine.view.image_trouble)
+            yield Guest(name, vm.machine.qemu, answer, vm.machine.view.storage())
 
     async def _give_away(self) -> None:
         """Protected VMs go to the peer in good order; what cannot go is taken over, or ends."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from appliance import config as cfg
 from appliance import core
+from appliance.errors import told
 from appliance.journal import Journal
 from appliance.redo import Redo
 from appliance.volumes import LOOK, Volumes
@@ -22,11 +23,13 @@ OTHERS_WORD = 1.5 * LOOK
 
 
 class VolumeCare:
-    """See the module. Of the VM of `machine`."""
+    """See the module. Of the VM of `machine`. `unreached`: why they could not be reached last; empty since they
+    could."""
 
     def __init__(self, machine: Machine, vm: cfg.Vm, host: cfg.Host, journal: Journal) -> None:
         self._machine, self._host, self._limit, self._journal = machine, host, vm.limits.disk, journal
         self._redo = Redo(host.state_dir / f"{machine.name}.redo") if vm.volume else None
+        self.unreached = ""
 
     async def keep_redo(self, term: int) -> None:
         """The VM is about to start under this term: what the volumes may lack is still to be written if that fails.
@@ -39,12 +42,18 @@ class VolumeCare:
         if self._redo is None:
             return None
         life = self._machine.life
-        return await Volumes.open(spec.binary(), spec.volumes, self._host.run_dir / f"{spec.name}.volumes.sock",
-                                  self._redo, self._limit, lambda error: self._failed(error, life))
+        try:
+            volumes = await Volumes.open(spec.binary(), spec.volumes, self._host.run_dir / f"{spec.name}.volumes.sock",
+                                         self._redo, self._limit, lambda error: self._failed(error, life))
+        except VmError as error:
+            self.unreached = told(error)
+            raise
+        self.unreached = ""
+        return volumes
 
     def _failed(self, error: VmError, life: int) -> None:
         """A backup is none any more. A primary's VM goes where the volume may answer, unless it answers nobody."""
-        machine, cause = self._machine, f"{error.message} ({error.hint})" if error.hint else error.message
+        machine, cause = self._machine, told(error)
         if life != machine.life:
             return
         self._journal.event("volume-failed", cause=cause)

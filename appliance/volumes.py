@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from appliance.errors import told
 from appliance.redo import Redo
 from appliance.watched import watched
 from vmlink import inject
@@ -71,7 +72,7 @@ class Volumes:
     def __init__(self, program: str, specs: Sequence[VolumeSpec], path: Path, access: Access, redo: Redo, limit: int,
                  failed: Callable[[VmError], None]) -> None:
         self._program, self.specs, self._path, self._access = program, specs, path, access
-        self._redo, self._limit, self._failed = redo, limit, failed
+        self._redo, self.limit, self._failed = redo, limit, failed
         self.withheld = Withheld(len(specs))
         self.sizes, self.identities = access.sizes, access.identities
         self._volumes = {spec.name: _Volume(self, index, size)
@@ -115,23 +116,24 @@ class Volumes:
     def status(self) -> list[dict[str, Any]]:
         """For the status reply."""
         return [{"name": spec.name, "at": spec.at, "size_bytes": size, "identity": identity,
-                 "withheld_bytes": self.withheld.size, "stored_epoch": self.withheld.stored,
+                 "withheld_bytes": self.withheld.overlay(index).size, "stored_epoch": self.withheld.stored,
                  "trouble": self.trouble or None}
-                for spec, size, identity in zip(self.specs, self.sizes, self.identities, strict=True)]
+                for index, (spec, size, identity)
+                in enumerate(zip(self.specs, self.sizes, self.identities, strict=True))]
 
     # --- for the server of the VM's QEMU ---
 
     @property
     def full(self) -> bool:
         """Must the VM's writes wait? Not while it is being paused: what is under way must end."""
-        return self.withheld.size >= self._limit and not self._draining
+        return self.withheld.size >= self.limit and not self._draining
 
     def find(self, name: str) -> Export | None:
         return self._volumes.get(name)
 
     def written(self) -> None:
         """The VM wrote something."""
-        if self.withheld.size >= self._limit:
+        if self.withheld.size >= self.limit:
             self.filled.set()
         if self.withheld.freely:
             self._due.set()
@@ -252,7 +254,7 @@ class Volumes:
             await loop.run_in_executor(None, self._redo.remove)
 
     def _room(self) -> None:
-        if self.withheld.size < self._limit:
+        if self.withheld.size < self.limit:
             self.filled.clear()
             self.server.go_on()
 
@@ -300,4 +302,4 @@ class Volumes:
     def _does_not_answer(self, error: VmError) -> None:
         if not self.trouble:
             self._failed(error)
-        self.trouble = str(error)
+        self.trouble = told(error)

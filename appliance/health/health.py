@@ -13,7 +13,6 @@ from appliance import config as cfg
 from appliance.health.clocks import Clocks
 from appliance.health.disks import Disks, places
 from appliance.health.fitness import Fitness, fitness
-from appliance.health.images import Images
 from appliance.health.links import Link, Links
 from appliance.health.machines import Guest, Machines
 from appliance.health.memory import Memory
@@ -21,6 +20,7 @@ from appliance.health.monitor import Monitor
 from appliance.health.processors import Processors
 from appliance.health.reach import Reach
 from appliance.health.reading import Reading, State
+from appliance.health.storage import Storage
 from appliance.health.uplink import Uplinks
 from appliance.watched import watched
 
@@ -70,7 +70,7 @@ class Health:
         bridges = sorted({vm.bridge for vm in config.vm.values()})
         return [Uplinks(bridges, config.health, self._wake.set), Reach(bridges, config.health),
                 Links(self._links, config.health), Disks(places(config), config.health), Memory(config.health),
-                Processors(config.health), Machines(self._guests, config.health), Images(self._guests, config.health),
+                Processors(config.health), Machines(self._guests, config.health), Storage(self._guests, config.health),
                 Clocks(config.health)]
 
     async def _repeat(self, monitor: Monitor) -> None:

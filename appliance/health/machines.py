@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 
 from appliance.health.judge import Rule
 from appliance.health.monitor import Assessor
@@ -29,14 +29,13 @@ WAIT = 0.3
 @dataclass(frozen=True)
 class Guest:
     """One VM on this host. qemu: None where it does not run. answers: when its monitor last answered a checkpoint
-    (monotonic), and in how many seconds; None if it takes none. image_trouble: what is wrong with its images here; None
-    where nobody uses them."""
+    (monotonic), and in how many seconds; None if it takes none. storage: what is wrong with each kind of storage that
+    it has, as this host sees it, by component; empty if nothing is, None where nobody uses it."""
 
     vm: str
     qemu: Qemu | None
     answer: tuple[float, float] | None = None
-    has_disks: bool = False
-    image_trouble: str | None = None
+    storage: Mapping[str, str | None] = field(default_factory=dict)
 
 
 class _Question:

@@ -198,7 +198,17 @@ def _disks(read: Callable[[dict[str, Any]], float | None]) -> Callable[[Sight], 
     return samples
 
 
-_VM, _LINK, _DISK = ("vm",), ("link",), ("vm", "disk")
+def _shared(read: Callable[[dict[str, Any]], float]) -> Callable[[Sight], Samples]:
+    """One sample for each shared volume that is open here."""
+    def samples(sight: Sight) -> Samples:
+        for vm in sight.vms:
+            for volume in vm.volumes.status() if vm.volumes is not None else ():
+                yield (vm.name, str(volume["name"])), read(volume)
+
+    return samples
+
+
+_VM, _LINK, _DISK, _VOLUME = ("vm",), ("link",), ("vm", "disk"), ("vm", "volume")
 FIGURES: tuple[Figure | Classes, ...] = (
     Figure("up", "This service serves; always 1", (), _one(lambda s: 1)),
     # where the VMs are
@@ -267,6 +277,15 @@ FIGURES: tuple[Figure | Classes, ...] = (
            _vms(_replica("unapplied_bytes"))),
     Figure("disk_unapplied_limit_bytes", "Bytes of them from which on it acknowledges later", _VM,
            _vms(_replica("unapplied_limit_bytes"))),
+    # shared volumes
+    Figure("volume_size_bytes", "Bytes of the volume; absent while it is not open here", _VOLUME,
+           _shared(lambda v: v["size_bytes"])),
+    Figure("volume_failed", "1 while the volume does not answer this host", _VOLUME,
+           _shared(lambda v: v["trouble"] is not None)),
+    Figure("volume_withheld_bytes", "Bytes that the VM wrote here and its volumes do not have yet", _VM,
+           _vms(lambda v: v.volumes.withheld.size if v.volumes is not None else None)),
+    Figure("volume_withheld_limit_bytes", "Bytes of them at which its writes wait", _VM,
+           _vms(lambda v: v.volumes.limit if v.volumes is not None else None)),
     # the pair
     Figure("peer_up", "1 if a link to the other host carries messages", (), _one(lambda s: s.peer["state"] == "up")),
     Figure("lease_seconds", "For how long an answer of the peer lets the VMs speak", (),

@@ -22,6 +22,7 @@ from appliance.logs.logs import Logs
 from appliance.peer import Peer
 from appliance.protection import Protection
 from appliance.sums import Sums
+from appliance.volumes import Volumes
 
 
 class VmSight:
@@ -34,6 +35,7 @@ class VmSight:
         self.primary, self.backup, self.front = vm.machine.primary, vm.machine.backup, vm.machine.front
         self.last: EpochRecord | None = vm.journal.epochs[-1] if vm.journal.epochs else None
         self.disks: dict[str, Any] | None = vm.machine.view.disks()
+        self.volumes: Volumes | None = vm.machine.volumes
 
     @cached_property
     def gate(self) -> GateStats | None:

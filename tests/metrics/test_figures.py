@@ -99,7 +99,7 @@ def test_one_phase_holds_and_zeros_are_told(monitoring: Monitoring, service: Ser
 def test_no_label_grows_with_the_traffic(monitoring: Monitoring) -> None:
     assert {label for figure in FIGURES for label in figure.labels} <= {
         "vm", "state", "role", "kind", "outcome", "cause", "link", "host", "component", "level", "mode",
-        "disk"}
+        "disk", "volume"}
     assert sum(map(len, samples(figures(monitoring)).values())) < 500
 
 

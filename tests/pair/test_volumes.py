@@ -18,6 +18,8 @@ from appliance.lab.topology import HOSTS, THIRD
 from appliance.lab.volume import Volume
 from tests.pair.pair import Pair, until
 from tests.pair.test_disks import Written, ask, guest
+from tests.pair.test_monitoring import Figures
+from tests.pair.test_uplink import failed, health
 from vmlink import inject
 
 pytestmark = [
@@ -53,6 +55,11 @@ def on_the_volume(pair: Pair, chunk: int) -> bytes:
 
 def write(chunk: int, seed: int) -> bytes:
     return f"write 0 {chunk * CHUNK} {CHUNK} {seed}\n".encode()
+
+
+def unwell(pair: Pair, host: str) -> list[str]:
+    """Whose volumes do not answer `host`, by its health."""
+    return failed(health(pair, host)[host]["readings"], "volume")
 
 
 def writer(pair: Pair, host: str) -> psutil.Process:
@@ -176,8 +183,11 @@ def test_a_volume_that_one_host_does_not_reach(sharing: Pair, written: Written) 
     written.write(0, 81)
     written.check()
     until("the cause is told", lambda: "volume vol" in sharing.vm(primary).get("reason", ""))
+    until("its health says so", lambda: unwell(sharing, primary) == [f"{VM} volumes"])
+    assert unwell(sharing, backup) == []
     sharing.heal(primary)
     assert sharing.protected() == (backup, primary)
+    until("it is well", lambda: unwell(sharing, primary) == [])
     written.check()
 
 
@@ -213,9 +223,13 @@ def test_a_volume_that_nobody_reaches(sharing: Pair, written: Written) -> None:
     for host, reason in ((backup, "volume vol"), (primary, "no backup")):
         until(f"{host} says so", lambda host=host, reason=reason: reason in sharing.vm(host).get("reason", ""))
     until("the VM waits", lambda: sharing.vm(primary)["volumes"][0]["trouble"])
+    until("monitoring says so", lambda: Figures(sharing, primary)("volume_failed", vm=VM, volume="vol") == 1)
     sharing.lab.start_volume()
     written.write(0, 91)
     assert sharing.protected() == (primary, backup)
+    seen = Figures(sharing, primary)
+    assert (seen("volume_failed"), seen("volume_size_bytes")) == (0, SHARED.size)
+    assert seen("volume_withheld_bytes") < seen("volume_withheld_limit_bytes")
     assert sharing.vm(primary)["qemu_pid"] == qemu
     written.check()
 
