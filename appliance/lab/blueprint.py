@@ -107,9 +107,15 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         return f"{basis} {guest.addresses} {self.append}".rstrip()
 
     def all_disks(self) -> tuple[Disk, ...]:
-        """Those of web1, the guest image's own first."""
-        own = (Disk("raw", source=str(built_image("disk") / "disk.img")),) if self.guest == "disk" else ()
+        """Those of web1 that each host has a copy of, the guest image's own first unless that is the shared volume."""
+        shared = self.volume is not None and self.volume.guest
+        own = (Disk("raw", source=guest_disk()),) if self.guest == "disk" and not shared else ()
         return own + self.disks
+
+
+def guest_disk() -> str:
+    """The disk of the disk guest, as it was built."""
+    return str(built_image("disk") / "disk.img")
 
 
 METRICS = "127.0.0.1:9478"
@@ -151,6 +157,8 @@ def check(options: Options) -> None:
     disks.check(options.all_disks())
     if options.volume is not None:
         volume.check(options.volume)
+        if options.volume.guest and (options.guest != "disk" or options.disks):
+            raise UsageError("the guest's disk on the volume", "it takes --guest disk, and no --disk beside it")
     if shutil.which(options.qemu) is None:
         hint = "install qemu-system-x86, or name another with --qemu"
         raise Unavailable(f"there is no program {options.qemu}", hint)
@@ -209,7 +217,8 @@ def write_third(options: Options) -> None:
 def write_volume(options: Options) -> None:
     """Make the shared volume, if there is to be one. Raises Unavailable."""
     if options.volume is not None:
-        volume.prepare(options.name, options.volume, directory(options.name) / volume.PLACE)
+        home = directory(options.name) / volume.PLACE
+        volume.prepare(options.name, options.volume, home, guest_disk() if options.volume.guest else "")
 
 
 def write_host(options: Options, host: str) -> None:

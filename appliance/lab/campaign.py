@@ -35,7 +35,14 @@ from appliance.lab.program import FAILURES, Teller, heed, prepare, write_json
 from appliance.lab.stage import Stage
 from appliance.lab.streams import WrongAnswer
 from appliance.lab.topology import HOSTS
+from appliance.lab.volume import Volume
 
+GUESTS = {
+    "memory": Options(),
+    "disk": Options(guest="disk", memory=DISK_GUEST_MEMORY, disk_faults=True),
+    "volume": Options(guest="disk", memory=DISK_GUEST_MEMORY, volume=Volume("iscsi", guest=True)),
+}
+"""By what --guest asks for."""
 MOMENT_S = (0.1, 1.0)  # undisturbed operation before the fault
 PROTECTED_S = 30.0  # for the pair to be protected again by itself, once all is healed
 
@@ -195,8 +202,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--round", type=int, metavar="K", help="play this round of the seed alone")
     parser.add_argument("--only", metavar="KIND,...", help=f"of {', '.join(KINDS)}")
     parser.add_argument("--out", type=Path, default=Path("build/campaign"), metavar="DIR", help="results go here")
-    parser.add_argument("--guest", choices=("memory", "disk"), default="memory",
-                        help="disk: a database on a disk that is replicated, and can fail (memory)")
+    parser.add_argument("--guest", choices=tuple(GUESTS), default="memory",
+                        help="disk: a database on a disk that is replicated, and can fail; volume: on a volume that "
+                             "the hosts share (memory)")
     parser.add_argument("--name", default="campaign", help="the labs are named after it")
     parser.add_argument("--keep-failed", action="store_true", help="leave the first lab that failed, to look into it")
     args = parser.parse_args(argv)
@@ -207,9 +215,10 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def chosen(only: str | None, options: Options) -> dict[str, Kind]:
     """The kinds of fault to play on a lab of these options. Raises UsageError."""
-    witness, disk = options.arbiter == "witness", options.guest == "disk"
+    witness = options.arbiter == "witness"
+    storage = {"", "disk" if options.all_disks() else "", "volume" if options.volume is not None else ""}
     possible = {name: kind for name, kind in KINDS.items()
-                if (witness or not kind.arbitrated) and (disk or not kind.disk)}  # fmt: skip
+                if (witness or not kind.arbitrated) and kind.storage in storage}  # fmt: skip
     names = list(possible) if only is None else only.split(",")
     for name in names:
         if name not in possible:
@@ -235,8 +244,7 @@ def play(args: argparse.Namespace) -> int:
     shutil.rmtree(args.out / "failures", ignore_errors=True)
     prepare(args.out, ("report.json", "rounds.json"))
     tell = Teller()
-    memory = DISK_GUEST_MEMORY if args.guest == "disk" else Options().memory
-    options = Options(name=args.name, guest=args.guest, memory=memory, disk_faults=args.guest == "disk")
+    options = msgspec.structs.replace(GUESTS[args.guest], name=args.name)
     kinds = chosen(args.only, options)
     tell(f"seed {seed}")
     more = [f"--guest {args.guest}"] * (args.guest != "memory") + [f"--only {args.only}"] * (args.only is not None)

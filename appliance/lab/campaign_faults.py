@@ -161,10 +161,16 @@ def partition_without_witness(play: Play) -> None:
 
 
 def power_loss_both(play: Play) -> None:
-    """Memory is gone; the host with the right to the VM starts it afresh, once, under a new term."""
-    stage = play.stage
-    play.begun = faults.power_loss(stage.lab.name).monotonic
+    """Both hosts lose power at the same moment."""
+    play.begun = faults.power_loss(play.stage.lab.name).monotonic
     play.tell("both hosts lose power")
+    both_return(play)
+
+
+def both_return(play: Play) -> None:
+    """Both are dead, and the VM's memory is gone; the host with the right to the VM starts it afresh, once, under a new
+    term."""
+    stage = play.stage
     play.listen()
     stage.client.close()
     play.afresh, play.speech = True, Speech()

@@ -26,6 +26,7 @@ from appliance.lab.campaign_faults import (
     uplink_down,
     witness_down,
 )
+from appliance.lab.campaign_volumes import nobody_reaches_it, redo_at, way_lost
 from appliance.lab.topology import LINKS
 from vmlink import inject
 
@@ -33,16 +34,18 @@ from vmlink import inject
 @dataclass(frozen=True)
 class Kind:
     """A kind of fault. `weight`: how often it comes up in a pass; `arbitrated`: it takes a lab with a witness;
-    `disk`: one whose VM has a disk."""
+    `storage`: one whose VM has that (disk: replicated, volume: shared)."""
 
     play: Callable[[Play], None]
     weight: int = 2
     arbitrated: bool = False
-    disk: bool = False
+    storage: str = ""
 
 
 _AT = {"checkpoint": primary_at, "epoch": primary_at, "link": primary_at, "drive": primary_at, "replica": backup_at,
-       "disk": backup_at, "takeover": takeover_at, "handover": handover_at}  # fmt: skip
+       "disk": backup_at, "takeover": takeover_at, "handover": handover_at, "volume": primary_at,
+       "redo": redo_at}  # fmt: skip
+_STORAGE = {"disk": "disk", "drive": "disk", "volume": "volume", "redo": "volume"}
 
 
 def _points() -> dict[str, Kind]:
@@ -51,8 +54,8 @@ def _points() -> dict[str, Kind]:
     for point in inject.POINTS:
         step, *rest = point.split(".")
         if step in _AT and len(rest) == 1:  # nobody changes the disks of a campaign's VM
-            found[f"checkpoint-{point}:kill"] = Kind(partial(_AT[step], point), 1, disk=step in ("disk", "drive"))
-    found["checkpoint-disk.flushed:kill"] = Kind(at_a_flush, 1, disk=True)
+            found[f"checkpoint-{point}:kill"] = Kind(partial(_AT[step], point), 1, storage=_STORAGE.get(step, ""))
+    found["checkpoint-disk.flushed:kill"] = Kind(at_a_flush, 1, storage="disk")
     found["checkpoint-sync.round:raise"] = Kind(partial(sync_at, "sync.round"), 1)
     return found
 
@@ -72,9 +75,11 @@ KINDS: dict[str, Kind] = {
     "crash-in-resync": Kind(crash_in_resync),
     "crash-in-switchover": Kind(crash_in_switchover),
     "second-fault": Kind(second_fault, 3),
-    "disk-fail": Kind(partial(disk_breaks, "disk-fail"), 3, disk=True),
-    "disk-full": Kind(partial(disk_breaks, "disk-full"), disk=True),
-    "disk-fail-then-crash": Kind(disk_fails_then_crash, disk=True),
-    "link-down-in-copy": Kind(partial(link_in_copy, "link-down"), disk=True),
-    "both-links-in-copy": Kind(partial(link_in_copy, "both-links"), arbitrated=True, disk=True),
+    "disk-fail": Kind(partial(disk_breaks, "disk-fail"), 3, storage="disk"),
+    "disk-full": Kind(partial(disk_breaks, "disk-full"), storage="disk"),
+    "disk-fail-then-crash": Kind(disk_fails_then_crash, storage="disk"),
+    "link-down-in-copy": Kind(partial(link_in_copy, "link-down"), storage="disk"),
+    "both-links-in-copy": Kind(partial(link_in_copy, "both-links"), arbitrated=True, storage="disk"),
+    "san-down": Kind(way_lost, 3, storage="volume"),
+    "volume-away": Kind(nobody_reaches_it, storage="volume"),
 }

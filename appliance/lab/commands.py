@@ -147,8 +147,8 @@ _UP = (
     Argument("--disk", "gives each host a copy of that image, or an empty one, as a disk of web1; raw if not said",
              read=_disk, metavar="SIZE|PATH[:FORMAT]", many=True),
     Argument("--disk-faults", "disks that `lab fault` can let fail or be full; slower", kind=Kind.FLAG),
-    Argument("--volume", "a disk of web1 that there is only one of, which both hosts reach; iscsi if not said",
-             read=_volume, metavar="SIZE[:iscsi|nbd]|DEVICE"),
+    Argument("--volume", "a disk of web1 that there is only one of, which both hosts reach; iscsi if not said. guest: "
+             "the disk guest's own", read=_volume, metavar="SIZE|guest[:iscsi|nbd]|DEVICE"),
     Argument("--memory", "such as 256MiB; 128MiB if not given, for the disk guest 256MiB", read=_size,
              metavar="SIZE"),
     Argument("--vcpus", "virtual CPUs; 1 if not given", kind=Kind.COUNT),

@@ -102,11 +102,16 @@ def create(lab: str, host: str, disks: Sequence[Disk], *, can_fail: bool = False
         shown = path(lab, host, number, disk)
         own = images / shown.name
         if disk.source is not None:
-            _run("cp", "--sparse=always", "--reflink=auto", disk.source, str(own))
+            copy(disk.source, own)
         else:
             _run("qemu-img", "create", "-q", "-f", disk.format, str(own), str(disk.size))
         if can_fail:
             fallible.serve(place, own, shown)
+
+
+def copy(source: str, to: Path) -> None:
+    """Copy an image, holes and all. Raises Unavailable."""
+    _run("cp", "--sparse=always", "--reflink=auto", source, str(to))
 
 
 def _run(*words: str) -> None:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A quiet moment: the disk guest writes nothing, so the images of both hosts must be the same, and a clean file system.
+"""A quiet moment: the disk guest writes nothing, so the images of both hosts must be the same, and a clean file system;
+or the volume that they share, once all that was withheld is on it.
 
-Judged from outside, on the images themselves: nothing here asks Holdfast.
+Judged from outside, on the images themselves.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from appliance.errors import Unavailable
-from appliance.lab import disks, guest_checks
+from appliance.lab import disks, guest_checks, volume
+from appliance.lab.blueprint import VM
 from appliance.lab.lab import Lab
 from appliance.lab.topology import HOSTS
 
@@ -42,11 +44,30 @@ def judge(lab: Lab, running: str) -> Quiet:
         copy = Path(place) / "disk0.raw"
         with guest_checks.frozen(lab):
             _compare(lab, found)
-            disk = lab.options.all_disks()[0]
-            image = disks.image(lab.name, running, 0, disk)
-            _tool("qemu-img", "convert", "-U", "-f", disk.format, "-O", "raw", str(image), str(copy))
+            image, form = _root(lab, running, found)
+            _tool("qemu-img", "convert", "-U", "-f", form, "-O", "raw", str(image), str(copy))
         _check_file_system(copy, found)
     return found
+
+
+def _root(lab: Lab, running: str, found: Quiet) -> tuple[Path, str]:
+    """What the guest's root file system is kept in, whole, and its format."""
+    shared = lab.options.volume
+    if shared is None or not shared.guest:
+        disk = lab.options.all_disks()[0]
+        return disks.image(lab.name, running, 0, disk), disk.format
+    deadline = time.monotonic() + SAME_S
+    while withheld := _withheld(lab, running):
+        if time.monotonic() > deadline:
+            found.problems.append(f"{SAME_S:g} s after the last write {withheld} bytes are not on the volume")
+            break
+        time.sleep(0.01)
+    return volume.image(lab.name, shared), "raw"
+
+
+def _withheld(lab: Lab, running: str) -> int:
+    vm = (lab.host_status(running) or {}).get("vms", {}).get(VM, {})
+    return sum(int(one["withheld_bytes"]) for one in vm.get("volumes", ()))
 
 
 def _compare(lab: Lab, found: Quiet) -> None:

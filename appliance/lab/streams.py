@@ -53,7 +53,7 @@ class Stream(ABC):
 
     @abstractmethod
     def connect(self) -> None:
-        """Open the connection (closing an old one). Raises OSError."""
+        """Open the connection (closing an old one). Raises OSError, or WrongAnswer when the server is not ready."""
 
     @abstractmethod
     def operate(self) -> None:
@@ -98,6 +98,10 @@ class Stream(ABC):
         try:
             self.connect()
             return True
+        except WrongAnswer as error:  # it is there, and does not serve yet
+            self.fault(f"connecting to {self.address[0]} port {self.address[1]}: {error}")
+            self.stop.wait(RETRY_S)
+            return False
         except OSError as error:
             self.fault(f"connecting to {self.address[0]} port {self.address[1]}: {error}")
             if self.answered.is_set():  # before the first answer the server may still be starting

@@ -34,20 +34,26 @@ PROGRAMS = {"iscsi": ("tgtd", "tgt"), "nbd": ("qemu-nbd", "qemu-utils")}
 
 
 class Volume(msgspec.Struct, frozen=True):
-    """`by`: iscsi or nbd, of `size` bytes, empty; or device, and its path."""
+    """`by`: iscsi or nbd, empty and of `size` bytes, or with `guest` the disk guest's own; or device, and its path."""
 
     by: str
     size: int = 0
     device: str = ""
+    guest: bool = False
 
 
 def parse(text: str) -> Volume:
-    """SIZE[:iscsi|nbd], iSCSI if nothing is said, or the path of a block device. Raises ValueError(cause, remedy)."""
+    """SIZE[:iscsi|nbd] or guest[:iscsi|nbd], iSCSI if nothing is said, or the path of a block device.
+
+    Raises ValueError(cause, remedy).
+    """
     if text.startswith("/"):
         return Volume("device", device=text)
     size, colon, by = text.partition(":")
     if by not in PROGRAMS and (colon or by):
         raise ValueError(f"a volume by {by!r}", f"choose from {', '.join(PROGRAMS)}, or name a block device")
+    if size == "guest":
+        return Volume(by or "iscsi", guest=True)
     whole = re.fullmatch(r"(\d+)([KMGT]?)", size)
     return Volume(by or "iscsi", size=parse_size(f"{whole[1]}{whole[2] or 'M'}iB" if whole else size))
 
@@ -65,7 +71,7 @@ def check(volume: Volume) -> None:
     program, package = PROGRAMS[volume.by]
     if shutil.which(program) is None:
         raise Unavailable(f"there is no program {program}", f"install {package}")
-    if volume.size < 1 << 20 or volume.size % 4096:
+    if not volume.guest and (volume.size < 1 << 20 or volume.size % 4096):
         raise UsageError(f"a volume of {format_size(volume.size)}", "at least 1MiB, in whole 4KiB")
 
 
@@ -74,16 +80,19 @@ def image(lab: str, volume: Volume) -> Path:
     return Path(volume.device) if volume.by == "device" else disks.directory(lab) / PLACE / "volume.img"
 
 
-def prepare(lab: str, volume: Volume, home: Path) -> None:
-    """Make an empty volume, and what its server needs below `home`. Raises Unavailable."""
+def prepare(lab: str, volume: Volume, home: Path, source: str = "") -> None:
+    """Make the volume, empty or a copy of `source`, and what its server needs below `home`. Raises Unavailable."""
     home.mkdir(parents=True)
     if volume.by == "device":
         return
     kept = image(lab, volume)
     try:
         kept.parent.mkdir(parents=True)
-        with kept.open("xb") as file:
-            file.truncate(volume.size)
+        if source:
+            disks.copy(source, kept)
+        else:
+            with kept.open("xb") as file:
+                file.truncate(volume.size)
     except OSError as error:
         raise Unavailable(f"{kept}: {error.strerror}", "name another place: HOLDFAST_LAB_DISKS") from None
     secret = home / "secret"

@@ -63,7 +63,7 @@ def _a_sin(play: Play) -> None:
 
 @pytest.mark.timeout(180)
 def test_what_must_not_be_is_found(options: Options, tmp_path: Path) -> None:
-    campaign = Campaign(options, tmp_path, {"sin": Kind(_a_sin, disk=True)})
+    campaign = Campaign(options, tmp_path, {"sin": Kind(_a_sin, storage="disk")})
     campaign.hold([Round(1, "sin", 5)], lambda _: None)
     [outcome] = campaign.outcomes
     assert not outcome.survived and outcome.lost_acked_writes >= 1

@@ -46,8 +46,8 @@ def test_another_seed_is_another_campaign() -> None:
 
 def test_every_injection_point_is_hit() -> None:
     hit = {kind.removeprefix("checkpoint-").rpartition(":")[0] for kind in KINDS if kind.startswith("checkpoint-")}
-    # No VM of a campaign has a shared volume, or other disks in the end: see test_volumes and test_disk_changes.
-    elsewhere = {point for point in inject.POINTS if point.startswith(("volume.", "redo.")) or point.count(".") > 1}
+    # No VM of a campaign has other disks in the end: see test_disk_changes.
+    elsewhere = {point for point in inject.POINTS if point.count(".") > 1}
     assert hit == set(inject.POINTS) - elsewhere
 
 
@@ -62,11 +62,14 @@ def test_an_unknown_kind_is_refused() -> None:
     with pytest.raises(UsageError, match="no fault 'meteor'"):
         campaign.chosen("host-crash,meteor", Options())
     assert set(campaign.chosen("host-crash", Options())) == {"host-crash"}
-    everywhere = {name for name, kind in KINDS.items() if not kind.arbitrated and not kind.disk}
+    everywhere = {name for name, kind in KINDS.items() if not kind.arbitrated and not kind.storage}
     assert everywhere <= set(campaign.chosen(None, Options())) < set(KINDS)
 
 
 def test_faults_of_disks_are_for_labs_with_disks() -> None:
     with pytest.raises(UsageError, match="no fault 'disk-fail'"):
         campaign.chosen("disk-fail", Options())
-    assert set(campaign.chosen(None, Options(guest="disk"))) == set(KINDS)
+    on = {storage: {name for name, kind in KINDS.items() if kind.storage in ("", storage)} for storage in
+          ("disk", "volume")}
+    for storage, kinds in on.items():
+        assert set(campaign.chosen(None, campaign.GUESTS[storage])) == kinds < set(KINDS)

@@ -14,7 +14,7 @@ from appliance.lab import workload
 from appliance.lab.driver import Driver
 from appliance.lab.judge import WriteJudge
 from appliance.lab.recording import Recording
-from appliance.lab.streams import Redis
+from appliance.lab.streams import Redis, Stream, WrongAnswer
 from tests.demo.server import Server
 
 
@@ -144,6 +144,32 @@ def test_a_silent_server_is_an_error_that_says_which_stream(tmp_path: Path) -> N
     with Driver.start(tmp_path / "rec.json", options) as driver:
         with pytest.raises(HoldfastError, match="echo"):
             driver.wait_ready(10)
+
+
+class _Starting(Stream):
+    """Of a server that answers at once and serves later."""
+
+    name = "starting"
+    pace_s = 1.0
+    refused = 0
+
+    def connect(self) -> None:
+        if self.refused < 3:
+            self.refused += 1
+            raise WrongAnswer("the database system is starting up")
+
+    def operate(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def test_a_server_that_does_not_serve_yet_is_asked_again() -> None:
+    stream = _Starting(("127.0.0.1", 1))
+    stream.thread.start()
+    assert stream.answered.wait(10)
+    stream.stop.set()
+    stream.thread.join(10)
+    assert len(stream.record.faults) == 3 and not stream.record.broken
 
 
 def wait_for(condition: Callable[[], bool], timeout: float = 10.0) -> None:

@@ -98,6 +98,7 @@ def test_a_device_of_this_machine_is_told_as_it_is(names: Callable[[], str], ima
 def test_what_can_be_asked_for() -> None:
     assert volume.parse("1GiB") == volume.parse("1G:iscsi") == Volume("iscsi", 1 << 30)
     assert volume.parse("64:nbd") == Volume("nbd", 64 * MIB)
+    assert volume.parse("guest") == Volume("iscsi", guest=True)
     assert volume.parse("/dev/loop0") == Volume("device", device="/dev/loop0")
     with pytest.raises(ValueError):
         volume.parse("1GiB:fibre")
@@ -107,3 +108,5 @@ def test_what_can_be_asked_for() -> None:
         volume.check(Volume("device", device="/dev/null"))
     with pytest.raises(Unavailable):
         volume.check(Volume("device", device="/dev/nothing"))
+    with pytest.raises(UsageError, match="guest's disk on the volume"):
+        blueprint.check(Options(volume=Volume("nbd", guest=True)))
