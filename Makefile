@@ -124,7 +124,7 @@ demo: setup bpf shim image
 demo-disk: setup bpf shim image image-disk
 	$(Q)$(PY) -m appliance.lab.demo_disk --out $(BUILD)/demo-disk $(if $(N),--crashes $(N)) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
-campaign: setup bpf shim image
+campaign: setup bpf shim image $(if $(findstring --guest,$(ARGS)),image-disk)
 	$(Q)$(PY) -m appliance.lab.campaign --count $(or $(N),300) $(if $(SEED),--seed $(SEED)) \
 	    $(if $(ROUND),--round $(ROUND)) --out $(BUILD)/campaign $(ARGS)
 

@@ -23,6 +23,7 @@ from appliance.replay import ReplayLog
 from appliance.spoken import understood
 from appliance.volumes import Volumes
 from vmlink import inject
+from vmlink.disk.spec import UNDER_WAY
 from vmlink.errors import VmError
 from vmlink.qemu import Qemu
 from vmlink.ram import GuestRam
@@ -46,9 +47,11 @@ class Backup:
         self._name, self._id, self._copy, self._qemu, self._ram, self.disks = name, vm_id, copy, qemu, ram, disks
         self._peer, self._journal, self._post, self._follow, self.volumes = peer, journal, post, follow, volumes
         own, shared = disks.sizes if disks else [], volumes.sizes if volumes else []
-        self.replica = Replica(ram.pages, vm.limits.in_flight + vm.limits.disk + ram.size, [*own, *shared])
+        under_way = UNDER_WAY * (len(own) + len(shared))  # what a pause lets in beyond the limit
+        most = vm.limits.in_flight + vm.limits.disk + under_way + ram.size
+        self.replica = Replica(ram.pages, most, [*own, *shared])
         self._own = len(own)
-        self._pending = Pending(2 * vm.limits.disk)
+        self._pending = Pending(2 * vm.limits.disk + under_way)
         self.replay = ReplayLog(vm.limits.replay_log)
         self._sent: dict[int, list[bytes]] = {}
         """By epoch: small frames that the VM sent, of epochs not known to be released."""

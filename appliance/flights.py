@@ -21,14 +21,19 @@ class Flight:
 
 
 class Flights:
-    """See the module. `size`: bytes of them all."""
+    """See the module. `size`: bytes of them all. At `most` of them, or at `limit` bytes, no other may be taken."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int, limit: int) -> None:
+        self._most, self._limit = most, limit
         self._flights: deque[Flight] = deque()
         self.size = 0
 
     def __len__(self) -> int:
         return len(self._flights)
+
+    @property
+    def full(self) -> bool:
+        return len(self._flights) >= self._most or self.size >= self._limit
 
     def __contains__(self, epoch: object) -> bool:
         return isinstance(epoch, int) and bool(self._flights) and \

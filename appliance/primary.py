@@ -69,9 +69,11 @@ class Primary:
         self._left: asyncio.Future[None] | None = None
         self._handed = False
         self._out, self._stopping = asyncio.Event(), asyncio.Event()
-        self._acked = asyncio.Event()
+        self._less = asyncio.Event()  # is under way than before
+        if volumes is not None:
+            volumes.progressed = self._less.set
         self._release_event = asyncio.Event()
-        self._flights = Flights()
+        self._flights = Flights(vm.epoch.in_flight, vm.limits.in_flight)
         self._release_to: Mark | None = None
         self.term = self.epoch = self.committed = self._released = 0
         self._output_at = 0.0
@@ -152,7 +154,7 @@ class Primary:
     def stop_sync(self) -> None:
         """Take no further checkpoint. One under way is finished, so that the VM runs on."""
         self._stopping.set()
-        self._acked.set()
+        self._less.set()
         self._out.set()
         self.replay.stop()
         self.copy = None
@@ -308,16 +310,14 @@ class Primary:
         self._releaser = watched(self._release_loop(), f"{self._name} releaser")
 
     async def _until_end_of_epoch(self, last: Snapshot, stopping: asyncio.Event) -> None:
-        gate, limits = self._front.gate, self._vm.limits
-        paused = False
-        while not stopping.is_set() and (len(self._flights) >= self._vm.epoch.in_flight
-                                         or self._flights.size >= limits.in_flight):
-            if not paused and gate.held_bytes() > THROTTLE * limits.held:
+        gate, paused = self._front.gate, False
+        while not stopping.is_set() and (self._flights.full or self.volumes is not None and self.volumes.behind):
+            if not paused and gate.held_bytes() > THROTTLE * self._vm.limits.held:
                 await self._qemu.stop()  # slowed, not dropped
                 paused = True
                 self.throttled += 1
-            self._acked.clear()
-            await self._acked.wait()
+            self._less.clear()
+            await self._less.wait()
         if not stopping.is_set():
             await asyncio.sleep(max(0.0, self._pace.earliest(last.stopped, last.resumed) - time.monotonic()))
         latest, self._output_at = self._pace.latest(last.stopped, last.resumed), last.resumed
@@ -358,7 +358,7 @@ class Primary:
             self.disks.acknowledged(epoch, ack)
         if self.volumes is not None:
             self.volumes.allow(epoch)
-        self._acked.set()
+        self._less.set()
         self._release_event.set()
         if self.copy is not None:
             self.copy = None

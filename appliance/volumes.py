@@ -79,6 +79,8 @@ class Volumes:
                          for index, (spec, size) in enumerate(zip(specs, access.sizes, strict=True))}
         self.server = DiskServer(self)
         self.filled = asyncio.Event()
+        self.progressed: Callable[[], None] = lambda: None
+        """Called when the volumes have more than before."""
         self.trouble = ""
         """Why they do not answer; empty when they do."""
         self.term = 0
@@ -174,6 +176,12 @@ class Volumes:
         self._room()
         return self.withheld.cut(epoch)
 
+    @property
+    def behind(self) -> bool:
+        """Must the epoch go on until the volumes have more of those before? Each pause lets in what the VM has under
+        way: without this nothing would bound what is withheld of a VM that writes faster than they take it."""
+        return self.withheld.ended >= self.limit // 2
+
     def allow(self, epoch: int) -> None:
         """Epochs up to this one are committed."""
         self.withheld.allow(epoch)
@@ -242,6 +250,7 @@ class Volumes:
             self.withheld.done(batch)
             self._progress.set()
             self._room()
+            self.progressed()
 
     async def _store(self, batch: Batch, access: Access) -> None:
         loop = asyncio.get_running_loop()

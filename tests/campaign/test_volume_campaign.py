@@ -11,7 +11,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from appliance.lab import volume
+from appliance.errors import HoldfastError
+from appliance.lab import blueprint, guest_checks, volume
 from appliance.lab.blueprint import Options
 from appliance.lab.campaign import GUESTS, Campaign
 from appliance.lab.campaign_faults import Play
@@ -37,6 +38,23 @@ def options(monkeypatch: pytest.MonkeyPatch) -> Iterator[Options]:
     assert not left, left
 
 
+def _writes_all_the_time(play: Play) -> None:
+    """The VM writes faster than the volume takes it, with all its requests under way at each pause: it is slowed, and
+    stays protected."""
+    lab = play.stage.lab
+    copies = _copies(play)
+    play.tell("the VM writes as fast as it can")
+    status, said = guest_checks.run(lab, "fio rw=write bs=1M size=200M iodepth=64 direct=1 ioengine=libaio "
+                                         "time_based=1 runtime=6")  # fmt: skip
+    assert not status, said
+    if _copies(play) != copies:
+        raise HoldfastError("its replica was lost meanwhile")
+
+
+def _copies(play: Play) -> int:
+    return blueprint.log_path(play.stage.lab.name, play.primary).read_text().count("sync-begin")
+
+
 def _a_sin(play: Play) -> None:
     """The root directory of the volume is gone, below a VM that has it in memory."""
     play.tell("a block of the volume is not what the VM wrote")
@@ -51,9 +69,10 @@ def _a_sin(play: Play) -> None:
 
 @pytest.mark.timeout(300)
 def test_faults_of_a_volume_are_survived_and_sins_found(options: Options, tmp_path: Path) -> None:
-    kinds = ["checkpoint-volume.half:kill", "volume-away", "checkpoint-redo.saved:kill", "sin"]
-    campaign = Campaign(options, tmp_path, {**KINDS, "sin": Kind(_a_sin, storage="volume")})
+    kinds = ["writes", "checkpoint-volume.half:kill", "volume-away", "checkpoint-redo.saved:kill", "sin"]
+    ours = {"writes": Kind(_writes_all_the_time), "sin": Kind(_a_sin)}
+    campaign = Campaign(options, tmp_path, {**KINDS, **ours})
     campaign.hold([Round(number, kind, 7) for number, kind in enumerate(kinds, start=1)], lambda _: None)
     *survived, sin = campaign.outcomes
-    assert [outcome.problems for outcome in survived] == [[], [], []]
+    assert [outcome.problems for outcome in survived] == [[], [], [], []]
     assert "e2fsck" in " ".join(sin.problems)

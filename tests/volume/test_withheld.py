@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from vmlink.disk.record import SECTOR, DiskWrites, Kind, Write
-from vmlink.volume.withheld import Batch, Pending, Withheld
+from vmlink.volume.withheld import NOT_CUT, Batch, Pending, Withheld
 
 SECTORS = 6
 VOLUMES = 2
@@ -94,6 +94,12 @@ class Walk(RuleBasedStateMachine):
             seen = bytearray(b"".join(bytes([byte]) * SECTOR for byte in self.volumes.content[volume]))
             self.withheld.overlay(volume).lay(0, seen)
             assert seen[::SECTOR] == self.vm.content[volume]
+
+    @invariant()
+    def what_it_takes_is_counted(self) -> None:
+        batches = self.withheld._batches
+        assert self.withheld.size == sum(batch.size for batch in batches)
+        assert self.withheld.ended == sum(batch.size for batch in batches if batch.epoch != NOT_CUT)
 
     @invariant()
     def a_takeover_finds_the_last_committed_epoch(self) -> None:

@@ -22,6 +22,12 @@ BUS = "disks"
 SLOTS = range(1, 32)
 """The places on it."""
 
+QUEUE = 32
+"""Requests that the guest may have under way on one disk. Every pause of the VM has to wait for all of them, and QEMU's
+NBD client (7.2) asks us for 16 at a time."""
+UNDER_WAY = QUEUE * (1280 << 10)
+"""Bytes of them: Linux, for one, makes no request longer than that (BLK_DEF_MAX_SECTORS)."""
+
 RECONNECT = 3
 """Seconds for which QEMU tries to reach us again before a request fails: less than a command to QEMU may take."""
 
@@ -155,7 +161,7 @@ def joined(disk: DiskSpec, server: str) -> list[dict[str, object]]:
 def plugged(disk: DiskSpec) -> dict[str, object]:
     """The device that shows it to the guest."""
     return {"driver": "virtio-blk-pci", "id": device(disk.name), "bus": BUS, "addr": hex(disk.slot), "drive": disk.name,
-            "serial": disk.name, "werror": "stop", "rerror": "stop"}
+            "serial": disk.name, "queue-size": QUEUE, "werror": "stop", "rerror": "stop"}
 
 
 def link(name: str, node: str, server: str) -> dict[str, object]:

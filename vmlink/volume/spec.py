@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from vmlink.disk.spec import NAME, link
+from vmlink.disk.spec import NAME, QUEUE, link
 from vmlink.errors import VmError
 
 ISCSI_PORT, NBD_PORT = 3260, 10809
@@ -102,7 +102,8 @@ def arguments(volume: VolumeSpec, server: str) -> list[str]:
     """QEMU's arguments for the VM's device; `server`: the abstract address of the server (`vmlink/disk/server.py`)."""
     node = link(volume.name, volume.name, server)
     return ["-blockdev", json.dumps(node),
-            "-device", f"virtio-blk-pci,id={volume.name}-dev,drive={volume.name},serial={volume.name}"]
+            "-device", f"virtio-blk-pci,id={volume.name}-dev,drive={volume.name},serial={volume.name},"
+                       f"queue-size={QUEUE}"]
 
 
 _FORMS = "use iscsi://PORTAL/TARGET/LUN, nbd://HOST/EXPORT, or the path of a block device"

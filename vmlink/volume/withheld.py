@@ -42,7 +42,8 @@ class Batch:
 
 
 class Withheld:
-    """See the module. `size`: bytes that it takes; `epoch`: the last one that was cut."""
+    """See the module. `size`: bytes that it takes, `ended` of them of epochs that have ended; `epoch`: the last one
+    that was cut."""
 
     def __init__(self, volumes: int) -> None:
         self._batches: deque[Batch] = deque()
@@ -52,7 +53,7 @@ class Withheld:
         self._allowed = 0
         self.freely = False
         """Is everything due at once?"""
-        self.size = 0
+        self.size = self.ended = 0
         self.epoch = 0
 
     # --- what the VM does ---
@@ -88,6 +89,7 @@ class Withheld:
         self._allowed = self.epoch = 0
         for batch in self._batches:
             batch.epoch = 0
+        self.ended = self.size
         self._records = [Record() for _ in self._overlays]
 
     def cut(self, epoch: int) -> list[Record]:
@@ -97,6 +99,7 @@ class Withheld:
             if batch.epoch != NOT_CUT:
                 break
             batch.epoch = epoch
+        self.ended = self.size
         records, self._records = self._records, [Record() for _ in self._overlays]
         return records
 
@@ -120,6 +123,7 @@ class Withheld:
             self._overlays[volume].add(write, batch.serial)
         self._batches.append(batch)
         self.size += batch.size
+        self.ended += batch.size
 
     # --- what the volumes get ---
 
@@ -138,6 +142,7 @@ class Withheld:
         assert self._batches and self._batches[0] is batch
         self._batches.popleft()
         self.size -= batch.size
+        self.ended -= batch.size if batch.epoch != NOT_CUT else 0
         for overlay in self._overlays:
             overlay.forget(batch.serial)
 
