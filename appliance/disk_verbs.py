@@ -18,7 +18,7 @@ from appliance.core import SPEAKING, Phase, Role
 from appliance.disk_changes import DiskChanges
 from appliance.disk_sections import fits_add, fits_remove, fits_resize
 from appliance.disk_settings import SECTOR
-from appliance.errors import HoldfastError, TimedOut, Unavailable, UsageError, told
+from appliance.errors import HoldfastError, TimedOut, Unavailable, UsageError
 from appliance.orders import Orders, Verb
 from appliance.peer import Peer
 from appliance.protection import Protection
@@ -195,7 +195,7 @@ class DiskVerbs:
                                   sizes={drive.spec.name: drive.size for drive in drives},
                                   slots={drive.spec.name: drive.spec.slot for drive in drives})
         except HoldfastError as error:
-            return told(error)
+            return str(error)
         return None
 
     # --- for the other host ---

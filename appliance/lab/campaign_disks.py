@@ -10,8 +10,8 @@ BEFORE_CRASH_S = (0.0, 1.0)
 FLUSHES = 2  # in a copy, at least, of a VM whose clients write
 
 
-def disk_breaks(kind: str, play: Play) -> None:
-    """The VM does not see it. A primary's goes on with the other host's copy, and the VM is moved there."""
+def storage_breaks(kind: str, play: Play) -> None:
+    """The VM does not see it, or waits. A primary's is moved to the other host, which has it."""
     host = play.somebody(0.6)
     play.fault(kind, host)
     play.goes_on()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from appliance.lab.campaign_disks import at_a_flush, disk_breaks, disk_fails_then_crash, link_in_copy
+from appliance.lab.campaign_disks import at_a_flush, disk_fails_then_crash, link_in_copy, storage_breaks
 from appliance.lab.campaign_faults import (
     Play,
     backup_at,
@@ -26,7 +26,7 @@ from appliance.lab.campaign_faults import (
     uplink_down,
     witness_down,
 )
-from appliance.lab.campaign_volumes import nobody_reaches_it, redo_at, way_lost
+from appliance.lab.campaign_volumes import nobody_reaches_it, redo_at
 from appliance.lab.topology import LINKS
 from vmlink import inject
 
@@ -75,11 +75,11 @@ KINDS: dict[str, Kind] = {
     "crash-in-resync": Kind(crash_in_resync),
     "crash-in-switchover": Kind(crash_in_switchover),
     "second-fault": Kind(second_fault, 3),
-    "disk-fail": Kind(partial(disk_breaks, "disk-fail"), 3, storage="disk"),
-    "disk-full": Kind(partial(disk_breaks, "disk-full"), storage="disk"),
+    "disk-fail": Kind(partial(storage_breaks, "disk-fail"), 3, storage="disk"),
+    "disk-full": Kind(partial(storage_breaks, "disk-full"), storage="disk"),
     "disk-fail-then-crash": Kind(disk_fails_then_crash, storage="disk"),
     "link-down-in-copy": Kind(partial(link_in_copy, "link-down"), storage="disk"),
     "both-links-in-copy": Kind(partial(link_in_copy, "both-links"), arbitrated=True, storage="disk"),
-    "san-down": Kind(way_lost, 3, storage="volume"),
+    "san-down": Kind(partial(storage_breaks, "san-down"), 3, storage="volume"),
     "volume-away": Kind(nobody_reaches_it, storage="volume"),
 }

@@ -1,19 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The faults of a shared volume in a campaign."""
+"""The faults of a shared volume in a campaign; a host that does not reach it is like one whose disk broke
+(appliance.lab.campaign_disks)."""
 
 from __future__ import annotations
 
 from appliance.lab import blueprint, processes, volume
 from appliance.lab.campaign_faults import BLIND_S, Play, both_return
-
-
-def way_lost(play: Play) -> None:
-    """One host does not reach the volume. A primary's VM goes where it is to be had."""
-    host = play.somebody(0.6)
-    play.fault("san-down", host)
-    if host == play.primary:
-        play.stage.takes_over(play.backup)
-    play.outlives(host)
 
 
 def nobody_reaches_it(play: Play) -> None:

@@ -98,13 +98,10 @@ class Stream(ABC):
         try:
             self.connect()
             return True
-        except WrongAnswer as error:  # it is there, and does not serve yet
+        except (OSError, WrongAnswer) as error:
             self.fault(f"connecting to {self.address[0]} port {self.address[1]}: {error}")
-            self.stop.wait(RETRY_S)
-            return False
-        except OSError as error:
-            self.fault(f"connecting to {self.address[0]} port {self.address[1]}: {error}")
-            if self.answered.is_set():  # before the first answer the server may still be starting
+            # Before the first answer the server may still be starting, and so does one that says so.
+            if self.answered.is_set() and isinstance(error, OSError):
                 self._broken(error)
             self.stop.wait(RETRY_S)
             return False

@@ -6,8 +6,9 @@ No label names a flow, a client or an address: the number of series grows with V
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from prometheus_client.core import (
@@ -187,25 +188,20 @@ def _replica(key: str) -> Callable[[VmSight], float | None]:
     return lambda vm: None if vm.disks is None else float(vm.disks[key])
 
 
-def _disks(read: Callable[[dict[str, Any]], float | None]) -> Callable[[Sight], Samples]:
-    """One sample for each disk; none where there is no value."""
+def _each(of: Callable[[VmSight], Iterable[dict[str, Any]]],
+          read: Callable[[dict[str, Any]], float | None]) -> Callable[[Sight], Samples]:
+    """One sample for each disk, or each volume; none where there is no value."""
     def samples(sight: Sight) -> Samples:
         for vm in sight.vms:
-            for disk in vm.disks["disks"] if vm.disks is not None else ():
-                if (value := read(disk)) is not None:
-                    yield (vm.name, str(disk["name"])), value
+            for one in of(vm):
+                if (value := read(one)) is not None:
+                    yield (vm.name, str(one["name"])), value
 
     return samples
 
 
-def _shared(read: Callable[[dict[str, Any]], float]) -> Callable[[Sight], Samples]:
-    """One sample for each shared volume that is open here."""
-    def samples(sight: Sight) -> Samples:
-        for vm in sight.vms:
-            for volume in vm.volumes.status() if vm.volumes is not None else ():
-                yield (vm.name, str(volume["name"])), read(volume)
-
-    return samples
+_disks = partial(_each, lambda vm: vm.disks["disks"] if vm.disks is not None else ())
+_shared = partial(_each, lambda vm: vm.shared)
 
 
 _VM, _LINK, _DISK, _VOLUME = ("vm",), ("link",), ("vm", "disk"), ("vm", "volume")

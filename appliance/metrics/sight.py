@@ -36,6 +36,7 @@ class VmSight:
         self.last: EpochRecord | None = vm.journal.epochs[-1] if vm.journal.epochs else None
         self.disks: dict[str, Any] | None = vm.machine.view.disks()
         self.volumes: Volumes | None = vm.machine.volumes
+        self.shared: list[dict[str, Any]] = vm.machine.view.volumes()
 
     @cached_property
     def gate(self) -> GateStats | None:

@@ -42,8 +42,7 @@ class Batch:
 
 
 class Withheld:
-    """See the module. `size`: bytes that it takes, `ended` of them of epochs that have ended; `epoch`: the last one
-    that was cut."""
+    """See the module. `size`: bytes that it takes; `epoch`: the last one that was cut."""
 
     def __init__(self, volumes: int) -> None:
         self._batches: deque[Batch] = deque()
@@ -53,7 +52,7 @@ class Withheld:
         self._allowed = 0
         self.freely = False
         """Is everything due at once?"""
-        self.size = self.ended = 0
+        self.size = 0
         self.epoch = 0
 
     # --- what the VM does ---
@@ -89,7 +88,6 @@ class Withheld:
         self._allowed = self.epoch = 0
         for batch in self._batches:
             batch.epoch = 0
-        self.ended = self.size
         self._records = [Record() for _ in self._overlays]
 
     def cut(self, epoch: int) -> list[Record]:
@@ -99,7 +97,6 @@ class Withheld:
             if batch.epoch != NOT_CUT:
                 break
             batch.epoch = epoch
-        self.ended = self.size
         records, self._records = self._records, [Record() for _ in self._overlays]
         return records
 
@@ -123,7 +120,6 @@ class Withheld:
             self._overlays[volume].add(write, batch.serial)
         self._batches.append(batch)
         self.size += batch.size
-        self.ended += batch.size
 
     # --- what the volumes get ---
 
@@ -142,13 +138,17 @@ class Withheld:
         assert self._batches and self._batches[0] is batch
         self._batches.popleft()
         self.size -= batch.size
-        self.ended -= batch.size if batch.epoch != NOT_CUT else 0
         for overlay in self._overlays:
             overlay.forget(batch.serial)
 
     def has(self, serial: int) -> bool:
         """Do the volumes have everything up to this serial?"""
         return not self._batches or self._batches[0].serial > serial
+
+    @property
+    def ended(self) -> int:
+        """Bytes that it takes of epochs that have ended; while nothing is written freely."""
+        return self.size - sum(record.size for record in self._records)
 
     @property
     def stored(self) -> int:
